@@ -1,0 +1,38 @@
+# make demo                 set up, then the whole job on synthetic speech (make demo CORPUS=emodb: on real speech)
+# make test                 set up, then lint, types and tests
+# make clean                remove the virtual environment and the demo's files
+
+PYTHON ?= python3
+# The version that is tested. Where pip would bring the CUDA build and the CPU build is wanted, let PIP_INDEX_URL or
+# PIP_EXTRA_INDEX_URL name PyTorch's index of CPU wheels.
+TORCH ?= torch==2.13.0
+CORPUS ?= synthetic
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: setup demo test clean
+
+setup: $(INSTALLED)
+
+# torch goes first and alone, so that nothing that depends on it can choose another build.
+$(INSTALLED): pyproject.toml edge_runtime/pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ echo "python3-venv is missing; on Debian run: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e "edge_runtime[onnx,mic]" -e ".[dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/python tools/demo.py --corpus $(CORPUS)
+
+test: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,74 @@
+"""Listen for emotion in speech: one model file, numpy and one inference library.
+
+The names below load their modules on first use, so that ``import edge_runtime`` costs next to nothing and needs
+neither an inference library nor a sound system until one is asked for.
+
+Example:
+    >>> import edge_runtime
+    >>> edge_runtime.Settings(hop=0.25).hop
+    0.25
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.errors import (
+    ArtifactError,
+    AudioError,
+    DeviceError,
+    MissingDependencyError,
+    SerError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from edge_runtime.artifact import Artifact
+    from edge_runtime.events import Event
+    from edge_runtime.listener import Listener
+    from edge_runtime.recognizer import Recognizer
+    from edge_runtime.session import Session
+    from edge_runtime.settings import Settings
+    from edge_runtime.sources import AudioFile, Microphone
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "Artifact": "artifact",
+    "AudioFile": "sources",
+    "Event": "events",
+    "Listener": "listener",
+    "Microphone": "sources",
+    "Recognizer": "recognizer",
+    "Session": "session",
+    "Settings": "settings",
+}
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "AudioError",
+    "AudioFile",
+    "DeviceError",
+    "Event",
+    "Listener",
+    "Microphone",
+    "MissingDependencyError",
+    "Recognizer",
+    "SerError",
+    "Session",
+    "Settings",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'edge_runtime' has no attribute {name!r}")
+    return getattr(import_module(f"edge_runtime.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

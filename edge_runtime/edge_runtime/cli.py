@@ -1,0 +1,278 @@
+"""The command ``ser-edge``. Nothing heavy is imported before the command that needs it is known."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import __version__
+from edge_runtime.errors import SerError
+
+if TYPE_CHECKING:
+    from edge_runtime.artifact import Artifact
+    from edge_runtime.recognizer import Recognizer
+    from edge_runtime.settings import Settings
+
+EXAMPLES = """\
+examples:
+  ser-edge info model.onnx
+  ser-edge file model.onnx interview.wav *.flac --json
+  ser-edge devices
+  ser-edge listen model.onnx --device USB
+  ser-edge listen model.onnx --json --hop 0.25 | your-program
+"""
+
+LONG_RECORDING_S = 60.0
+"""From this length on, progress is shown: shorter ones take a second or two."""
+
+
+def main() -> None:
+    """Run ``ser-edge``; a failure is one line on stderr, exit code 2 for usage, 1 for anything else."""
+    # numpy reads this when it is imported. More threads would only spin between the short calls made here.
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    arguments = _parser().parse_args()
+    try:
+        status = arguments.command(arguments)
+        sys.stdout.flush()
+    except SerError as error:
+        _complain(str(error))
+        status = error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Without this, Python would complain while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        status = 1
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        status = 130
+    sys.exit(status)
+
+
+def _complain(message: str) -> None:
+    print(f"ser-edge: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ser-edge",
+        description="Recognise emotion in speech with a model made by: sertool export",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ser-edge {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=function)
+        added.add_argument("--json", action="store_true", help="write JSON, one object a line")
+        return added
+
+    info = command("info", _info, "show what a model file is, and check it", "ser-edge info model.onnx")
+    info.add_argument("model", metavar="FILE", help="model file")
+
+    file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
+    file.add_argument("model", metavar="FILE", help="model file")
+    file.add_argument(
+        "audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed"
+    )
+    _add_scoring_options(file)
+
+    command("devices", _devices, "list the microphones", "ser-edge devices --json")
+
+    listen = command(
+        "listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB"
+    )
+    listen.add_argument("model", metavar="FILE", help="model file")
+    listen.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
+    _add_scoring_options(listen)
+    return parser
+
+
+def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hop", metavar="S", type=float, help="seconds from one score to the next (default 0.5)"
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="smallest probability of an answer other than 'uncertain'",
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from edge_runtime.settings import Settings
+
+    given = {name: getattr(arguments, name, None) for name in ("hop", "threshold", "device")}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from edge_runtime.recognizer import Recognizer
+
+    recognizer = Recognizer(arguments.model)
+    size = recognizer.path.stat().st_size
+    if arguments.json:
+        found = {
+            "file": str(recognizer.path),
+            "bytes": size,
+            "self_test": "passed",
+            **asdict(recognizer.artifact),
+        }
+        print(json.dumps(found))
+    else:
+        print("\n".join(_describe(recognizer.artifact, str(recognizer.path), size)))
+    return 0
+
+
+def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
+    front_end = artifact.front_end
+    rows = {
+        "file": f"{path} ({size / 1e6:.2f} MB)",
+        "labels": ", ".join(artifact.labels),
+        "network": f"{artifact.network}, {artifact.precision}, {artifact.parameters:,} parameters, "
+        f"{artifact.macs / 1e6:.1f} M multiply-adds a window",
+        "window": f"{artifact.window_seconds:.2f} s ({artifact.window_frames} frames)",
+        "front-end": f"{front_end.mel_bands} mel bands {front_end.min_hz:g} to {front_end.max_hz:g} Hz, "
+        f"frame {front_end.window}, hop {front_end.hop}, {front_end.sample_rate} Hz",
+        "temperature": f"{artifact.temperature:.3f}",
+        "thresholds": ", ".join(f"{k} {v:.2f}" for k, v in artifact.thresholds.items()) or "none",
+        "licence": artifact.licence,
+        "self-test": "passed",
+    }
+    lines = [f"{name:<12} {value}" for name, value in rows.items()]
+    for title, content in (("metrics", artifact.metrics), ("provenance", artifact.provenance)):
+        lines += [title, *_indented(content)]
+    return lines
+
+
+def _indented(content: dict[str, Any], indent: str = "  ") -> list[str]:
+    """Write nested JSON as indented lines, numbers shortened."""
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", *_indented(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<{22 - len(indent)}} {_short(value)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_short(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _file(arguments: argparse.Namespace) -> int:
+    from edge_runtime.recognizer import Recognizer
+
+    settings = _settings(arguments)
+    recognizer = Recognizer(arguments.model)
+    status = 0
+    for path in arguments.audio:
+        try:
+            result = _recognize_file(recognizer, settings, path)
+        except SerError as error:
+            _complain(str(error))
+            status = 1
+            continue
+        if arguments.json:
+            print(json.dumps(result), flush=True)
+        else:
+            certainty = "" if result["probability"] is None else f"{result['probability']:.2f}"
+            print(f"{result['label']:<12} {certainty:<5} {result['seconds']:8.2f} s  {path}", flush=True)
+    return status
+
+
+def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> dict[str, Any]:
+    """Return one recording's answer as a whole, and its events."""
+    import numpy as np
+
+    from edge_runtime.events import NO_SPEECH, answer
+    from edge_runtime.session import Session
+    from edge_runtime.sources import AudioFile
+
+    artifact = recognizer.artifact
+    source = AudioFile(path, artifact.front_end.sample_rate)
+    session = Session(recognizer, settings)
+    # Training cuts a clip to the window from its beginning: nothing after it enters the answer as a whole.
+    clip = np.zeros(0, np.float32)
+    events = []
+    source.open()
+    try:
+        for block in source.blocks():
+            events += session.push(block.samples)
+            clip = np.concatenate([clip, block.samples])[: artifact.window_samples]
+            _show_progress(path, session.position / artifact.front_end.sample_rate, source.seconds)
+    finally:
+        source.close()
+    seconds = session.position / artifact.front_end.sample_rate
+    events += session.finish()
+    if any(event.kind == "begin" for event in events):
+        whole = answer(recognizer.probabilities(clip), artifact, settings.threshold)
+    else:
+        whole = {"label": NO_SPEECH, "probability": None, "probabilities": {}}
+    return {"file": path, "seconds": seconds, **whole, "events": [event.to_dict() for event in events]}
+
+
+def _show_progress(path: str, done: float, total: float | None) -> None:
+    """Say on a terminal how far a long recording is; ``done`` and ``total`` are seconds."""
+    if total is not None and total >= LONG_RECORDING_S and sys.stderr.isatty():
+        end = "\r\x1b[K" if done >= total else "\r"
+        print(f"ser-edge: {path}: {min(done / total, 1.0):4.0%}", end=end, file=sys.stderr, flush=True)
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    from edge_runtime.errors import DeviceError
+    from edge_runtime.sources import input_devices
+
+    devices = input_devices()
+    if not devices:
+        raise DeviceError("no microphone found; plug one in or start the sound server")
+    for device in devices:
+        if arguments.json:
+            print(json.dumps(asdict(device)))
+        else:
+            mark = "*" if device.default else " "
+            print(
+                f"{mark} {device.index:>3}  {device.name}  ({device.channels} channels, {device.default_rate} Hz)"
+            )
+    return 0
+
+
+def _listen(arguments: argparse.Namespace) -> int:
+    from edge_runtime.listener import Listener
+    from edge_runtime.sinks import line_writer
+
+    ear = Listener(arguments.model, _settings(arguments))
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, lambda *_: ear.stop())
+    write = line_writer(sys.stdout, arguments.json)
+    with ear:
+        _keep_stderr_for_ourselves()
+        print(f"ser-edge: listening to {ear.source.name}; end with Ctrl-C", file=sys.stderr)
+        for event in ear:
+            write(event)
+    return 0
+
+
+def _keep_stderr_for_ourselves() -> None:
+    """Silence PortAudio, which writes the names of its failed C expressions to standard error from its own thread."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)

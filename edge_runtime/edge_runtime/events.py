@@ -1,0 +1,117 @@
+"""What listening gives an application: events, and the averaging and thresholds behind their labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_runtime.artifact import Artifact
+from edge_runtime.frontend import FloatArray
+
+EVENT_VERSION = 1
+UNCERTAIN = "uncertain"
+NO_SPEECH = "no_speech"
+
+Kind = Literal["begin", "update", "end", "no_speech", "gap", "source_lost"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the answer to "who felt what, when".
+
+    Attributes:
+        kind: ``begin`` (first score of a speech segment), ``update`` (each hop), ``end`` (the segment's final
+            answer), ``no_speech`` (nobody spoke), ``gap`` (audio was lost between start and end; nothing heard
+            before it counts after it), ``source_lost`` (the microphone is gone; the last event).
+        start: beginning of the stretch it speaks of, seconds of the stream.
+        end: its end, seconds of the stream.
+        label: one of the model's labels, ``uncertain`` or ``no_speech``.
+        probability: of the most probable label, in [0, 1]; also given when the answer is ``uncertain``.
+        probabilities: of every label.
+        reason: for ``gap`` and ``source_lost``, a word that stays the same from version to version.
+        wall: when a listener gave the event, ISO 8601 with the offset from UTC; None where no clock is involved.
+
+    Example:
+        >>> print(Event("no_speech", 0.0, 2.5, label="no_speech").to_json())
+        {"v": 1, "kind": "no_speech", "start": 0.0, "end": 2.5, "label": "no_speech"}
+    """
+
+    kind: Kind
+    start: float
+    end: float
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    reason: str | None = None
+    wall: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the version and the fields that are set, ready for JSON."""
+        present = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"v": EVENT_VERSION, **present}
+
+    def to_json(self) -> str:
+        """Return the event as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+
+def answer(probabilities: FloatArray, artifact: Artifact, threshold: float | None) -> dict[str, Any]:
+    """Turn probabilities into a label, or into ``uncertain``.
+
+    Args:
+        probabilities: (classes,) that sum to 1.
+        artifact: whose labels and thresholds hold.
+        threshold: smallest probability for every label; None takes the artifact's.
+
+    Returns:
+        The fields ``label``, ``probability`` and ``probabilities`` of an :class:`Event`, to six decimals.
+    """
+    top = int(np.argmax(probabilities))
+    label = artifact.labels[top]
+    needed = artifact.thresholds.get(label, 0.0) if threshold is None else threshold
+    rounded = [round(float(p), 6) for p in probabilities]
+    return {
+        "label": label if probabilities[top] >= needed else UNCERTAIN,
+        "probability": rounded[top],
+        "probabilities": dict(zip(artifact.labels, rounded, strict=True)),
+    }
+
+
+class SegmentAverage:
+    """The probabilities of a speech segment from those of its windows.
+
+    While the segment is shorter than the network's window, each score has heard all that the one before it heard,
+    and replaces it: a short segment's answer is that of the whole segment, as in training. From the first full
+    window on, the answer is the mean of all full windows (soft voting over a segment beats its single windows:
+    AES e-lib 22745; Jeon et al.).
+
+    Example:
+        >>> average = SegmentAverage()
+        >>> average.add(np.array([1.0, 0.0]), full=False)
+        >>> average.add(np.array([0.6, 0.4]), full=True)
+        >>> average.add(np.array([0.2, 0.8]), full=True)
+        >>> average.probabilities
+        array([0.4, 0.6])
+    """
+
+    def __init__(self) -> None:
+        self._partial: Any = None
+        self._sum: Any = 0.0
+        self._windows = 0
+
+    def add(self, probabilities: FloatArray, full: bool) -> None:
+        """Take a score (classes,); ``full`` when it heard a whole window."""
+        if full:
+            self._sum = self._sum + probabilities.astype(np.float64)
+            self._windows += 1
+        else:
+            self._partial = probabilities
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """The segment's probabilities so far, (classes,)."""
+        mean: FloatArray = self._sum / self._windows if self._windows else self._partial
+        return mean

@@ -1,0 +1,160 @@
+"""Live listening: a source and a session, with a thread between them and the application."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from edge_runtime.errors import DeviceError, UsageError
+from edge_runtime.events import Event
+from edge_runtime.recognizer import Recognizer
+from edge_runtime.session import Session
+from edge_runtime.settings import Settings
+from edge_runtime.sources import Microphone, Source
+
+EVENTS_WAITING = 1000
+"""Events that may wait for a slow application; then inference waits too, and audio it misses is a ``gap`` event."""
+
+DELIVERY_POLL_S = 0.1
+"""How often a full queue is tried again, and so how soon :meth:`Listener.close` ends the wait for it."""
+
+
+class Listener:
+    """Turns a microphone into events, on a thread of its own.
+
+    Iterate over it, iterate asynchronously, or give ``on_event``; in all three an error of the source is raised to
+    whoever waits: by the iteration, or by :meth:`wait`.
+
+    Args:
+        model: an artifact, or one that is loaded.
+        settings: the defaults when None; ``Settings(device=...)`` chooses the microphone.
+        source: what to listen to instead of a microphone.
+        on_event: called with each event, on the listener's thread.
+
+    Raises:
+        ArtifactError: the model file is missing or damaged.
+        DeviceError: there is no microphone (on entering), or it is gone (while waiting for events).
+
+    Example:
+        >>> with Listener("model.onnx") as ear:  # doctest: +SKIP
+        ...     for event in ear:
+        ...         print(event.kind, event.label, event.probability)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Recognizer,
+        settings: Settings | None = None,
+        *,
+        source: Source | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        recognizer = model if isinstance(model, Recognizer) else Recognizer(model)
+        settings = settings or Settings()
+        rate = recognizer.artifact.front_end.sample_rate
+        self.source: Source = source or Microphone(settings.device, rate, settings.buffer, settings.stall)
+        self._session = Session(recognizer, settings)
+        self._rate = rate
+        self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_WAITING)
+        self._deliver = on_event or self._enqueue
+        self._stopping = threading.Event()
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._listen, name="ser-edge listener", daemon=True)
+
+    def __enter__(self) -> Listener:
+        """Open the source and begin to listen."""
+        self.source.open()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening; see :meth:`close`."""
+        self.close()
+
+    def stop(self) -> None:
+        """Let listening end soon: the last events still arrive. For any thread and for signal handlers."""
+        self._stopping.set()
+        self.source.stop()
+
+    def close(self) -> None:
+        """Stop listening and release the source; events nobody took are dropped. For any thread, and twice is fine."""
+        self._closing.set()
+        self.stop()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Wait until listening ends; raises the error that ended it. For use with ``on_event``."""
+        for _ in self:
+            pass
+
+    def __iter__(self) -> Iterator[Event]:
+        while (event := self._next()) is not None:
+            yield event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await asyncio.to_thread(self._next)) is not None:
+            yield event
+
+    def _next(self) -> Event | None:
+        if self._thread.ident is None:
+            raise UsageError("the listener is not listening; write: with Listener(model) as ear: ...")
+        event = self._events.get()
+        if event is None:
+            self._events.put(None)  # for whoever else waits, now or later
+            if self._error is not None:
+                raise self._error
+        return event
+
+    def _listen(self) -> None:
+        try:
+            self._listen_to_source()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.source.close()
+            self._end()
+
+    def _listen_to_source(self) -> None:
+        try:
+            for block in self.source.blocks():
+                self._give(self._hear(block.position, block.samples))
+        except DeviceError:
+            end = self._session.position / self._rate
+            self._give([*self._session.finish(), Event("source_lost", end, end, reason="device_gone")])
+            raise
+        self._give(self._session.finish())
+
+    def _hear(self, position: int, samples: object) -> list[Event]:
+        lost = position - self._session.position
+        events = self._session.gap(lost, "overflow") if lost else []
+        return events + self._session.push(samples)
+
+    def _give(self, events: list[Event]) -> None:
+        for event in events:
+            wall = datetime.now().astimezone().isoformat(timespec="milliseconds")
+            self._deliver(replace(event, wall=wall))
+
+    def _enqueue(self, event: Event | None) -> None:
+        while not self._closing.is_set():
+            with suppress(queue.Full):
+                self._events.put(event, timeout=DELIVERY_POLL_S)
+                return
+
+    def _end(self) -> None:
+        """Tell whoever waits for events that there are no more."""
+        self._enqueue(None)
+        if self._closing.is_set():
+            with self._events.mutex:
+                self._events.queue.clear()
+            self._events.put(None)

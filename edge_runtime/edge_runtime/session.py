@@ -1,0 +1,225 @@
+"""From samples to events: gate, recogniser and averaging, without threads, devices or any clock but the samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+
+from edge_runtime.events import NO_SPEECH, Event, Kind, SegmentAverage, answer
+from edge_runtime.frontend import FloatArray, as_samples
+from edge_runtime.gate import BLOCK, Gate
+from edge_runtime.recognizer import Recognizer
+from edge_runtime.settings import Settings
+
+
+@dataclass
+class _Segment:
+    """A stretch of speech; positions are samples of the stream."""
+
+    start: int
+    next_score: int
+    scored: int = 0
+    average: SegmentAverage = field(default_factory=SegmentAverage)
+
+
+class Session:
+    """One stream of audio and the events it gives.
+
+    A speech segment opens at the first loud block, reaches back by ``padding`` and ends when ``hangover`` has passed
+    without a loud block; its audio ends ``padding`` after the last one. Once it holds ``min_audio``, the last window
+    of it is scored every ``hop``, and once more at its end.
+
+    Exact digital zeros are no audio: they neither begin nor prolong a segment, and after a block of them the stream
+    is cut into blocks afresh from the first other sample on. So a clip gives the same events wherever it stands
+    between digital zeros, and the end of a stream counts as digital silence without end. However the stream is cut
+    into pieces, the events are the same.
+
+    Args:
+        recognizer: scores the windows.
+        settings: the defaults when None.
+
+    Example:
+        >>> session = Session(recognizer, Settings(hop=0.25))  # doctest: +SKIP
+        >>> for block in blocks:  # doctest: +SKIP
+        ...     for event in session.push(block):
+        ...         print(event.label)
+    """
+
+    def __init__(self, recognizer: Recognizer, settings: Settings | None = None) -> None:
+        self._recognizer = recognizer
+        self._settings = settings = settings or Settings()
+        self._rate = recognizer.artifact.front_end.sample_rate
+        self._window = recognizer.artifact.window_samples
+        self._hop = self._samples(settings.hop)
+        self._min_audio = self._samples(settings.min_audio)
+        self._max_segment = self._samples(settings.max_segment)
+        self._padding = self._samples(settings.padding)
+        self._hangover = self._samples(settings.hangover)
+        self._silence = self._samples(settings.silence)
+        self._gate = Gate(settings.gate_margin, settings.gate_minimum)
+        # A score may be taken up to a hangover late, when speech resumes after a pause.
+        kept = self._window + self._hangover + self._padding
+        self._blocks: deque[FloatArray] = deque(maxlen=ceil(kept / BLOCK) + 2)
+        self._answered = False
+        self._restart(0)
+
+    def _samples(self, seconds: float) -> int:
+        return round(seconds * self._rate)
+
+    def _restart(self, position: int) -> None:
+        """Forget everything heard; the next sample is the stream's sample number ``position``."""
+        self._gate.reset()
+        self._blocks.clear()
+        self._pending = np.zeros(0, np.float32)
+        self._heard = position
+        self._segment: _Segment | None = None
+        self._sound_end = position
+        self._speech_end = position
+        self._segment_end = position
+        self._quiet = 0
+        self._digital_silence = True
+
+    @property
+    def position(self) -> int:
+        """Samples of the stream so far, lost ones included."""
+        return self._heard + len(self._pending)
+
+    def push(self, samples: object) -> list[Event]:
+        """Take the next samples.
+
+        Args:
+            samples: (n,) at the model's rate, in [-1, 1], any n.
+
+        Returns:
+            The events that they complete, in order.
+
+        Raises:
+            AudioError: several channels, or samples that are no audio; the session is as before.
+        """
+        self._pending = np.concatenate([self._pending, as_samples(samples)])
+        events: list[Event] = []
+        while (block := self._next_block()) is not None:
+            events += self._hear(block)
+        return events
+
+    def finish(self) -> list[Event]:
+        """End the stream: end the running segment, and say ``no_speech`` if there was never an answer.
+
+        Returns:
+            The last events. The session may then be used for another stream.
+        """
+        length = self.position
+        events = self._end_audio()
+        if not self._answered:
+            events.append(self._event("no_speech", 0, length, label=NO_SPEECH))
+        self._answered = False
+        self._restart(0)
+        return events
+
+    def gap(self, samples: int, reason: str) -> list[Event]:
+        """Note that audio was lost: end the running segment there and start afresh after it.
+
+        Args:
+            samples: how many were lost.
+            reason: a stable word for the event, e.g. ``overflow``.
+
+        Returns:
+            The running segment's ``end``, if there was one, and the ``gap``.
+        """
+        lost_from = self.position
+        events = [*self._end_audio(), self._event("gap", lost_from, lost_from + samples, reason=reason)]
+        self._restart(lost_from + samples)
+        return events
+
+    def _end_audio(self) -> list[Event]:
+        return self.push(np.zeros(self._hangover + 2 * BLOCK, np.float32))
+
+    def _next_block(self) -> FloatArray | None:
+        if self._digital_silence:
+            sound = np.flatnonzero(self._pending)
+            skipped = int(sound[0]) if sound.size else len(self._pending)
+            self._pending = self._pending[skipped:]
+            self._heard += skipped
+            self._digital_silence = not sound.size
+        if len(self._pending) < BLOCK:
+            return None
+        block, self._pending = self._pending[:BLOCK], self._pending[BLOCK:]
+        return block
+
+    def _hear(self, block: FloatArray) -> list[Event]:
+        block_start = self._heard
+        self._heard += BLOCK
+        self._blocks.append(block)
+        sound = np.flatnonzero(block)
+        if sound.size:
+            self._sound_end = block_start + int(sound[-1]) + 1
+        speech = self._gate.is_speech(block)
+        if self._segment is None and not speech:
+            return self._hear_silence(digital=not sound.size)
+        if self._segment is None:
+            contiguous = self._heard - len(self._blocks) * BLOCK
+            self._segment = self._open(max(contiguous, block_start - self._padding, self._segment_end))
+        if speech:
+            self._speech_end = self._heard
+        return self._follow(self._segment)
+
+    def _hear_silence(self, digital: bool) -> list[Event]:
+        if digital:
+            self._digital_silence = True
+            self._blocks.clear()
+            return []
+        before, self._quiet = self._quiet, self._quiet + BLOCK
+        if not before < self._silence <= self._quiet:
+            return []
+        self._answered = True
+        return [self._event("no_speech", self._segment_end, self._heard, label=NO_SPEECH)]
+
+    def _open(self, start: int) -> _Segment:
+        return _Segment(start, next_score=start + self._min_audio)
+
+    def _follow(self, segment: _Segment) -> list[Event]:
+        """Give the scores that are due, cut an endless segment, and end one after the hangover."""
+        events: list[Event] = []
+        end = min(self._speech_end + self._padding, self._sound_end)
+        while min(segment.next_score, limit := segment.start + self._max_segment) <= end:
+            if segment.next_score <= limit:
+                events.append(self._score(segment, segment.next_score))
+                segment.next_score += self._hop
+            else:
+                events += self._close(segment, limit)
+                self._segment = segment = self._open(limit)
+        if self._heard - self._speech_end >= self._hangover:
+            events += self._close(segment, end)
+            self._segment = None
+        return events
+
+    def _score(self, segment: _Segment, end: int) -> Event:
+        """Score the last window of the segment's audio up to ``end``."""
+        kind: Kind = "update" if segment.scored else "begin"
+        start = max(segment.start, end - self._window)
+        audio = np.concatenate(self._blocks)
+        offset = self._heard - len(audio)
+        probabilities = self._recognizer.probabilities(audio[start - offset : end - offset])
+        segment.average.add(probabilities, full=end - start == self._window)
+        segment.scored = end
+        self._answered = True
+        return self._segment_event(kind, segment, end)
+
+    def _close(self, segment: _Segment, end: int) -> list[Event]:
+        if not segment.scored:
+            return []
+        if end > segment.scored:
+            self._score(segment, end)
+        self._segment_end = end
+        self._quiet = 0
+        return [self._segment_event("end", segment, end)]
+
+    def _segment_event(self, kind: Kind, segment: _Segment, end: int) -> Event:
+        fields = answer(segment.average.probabilities, self._recognizer.artifact, self._settings.threshold)
+        return self._event(kind, segment.start, end, **fields)
+
+    def _event(self, kind: Kind, start: int, end: int, **fields: object) -> Event:
+        return Event(kind, start / self._rate, end / self._rate, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_artifact import tiny_model
+
+from edge_runtime.session import Session
+from edge_runtime.settings import Settings
+
+SER_EDGE = str(Path(sys.executable).with_name("ser-edge"))
+
+
+def ser_edge(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [SER_EDGE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **options
+    )
+
+
+def one_line(text: str) -> bool:
+    return text.startswith("ser-edge: ") and text.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, speech, write_wav) -> Path:
+    return write_wav(tmp_path_factory.mktemp("clip") / "clip.wav", speech(2.6))
+
+
+def test_info_for_people(model):
+    done = ser_edge("info", model)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for shown in (
+        "anger, joy, neutral, sadness",
+        "2.00 s",
+        "64 mel bands",
+        "CC0-1.0",
+        "fp32",
+        "passed",
+        "0.2, 0.3",
+    ):
+        assert shown in done.stdout
+
+
+def test_info_for_programs(model, recognizer):
+    shown = json.loads(ser_edge("info", model, "--json").stdout)
+    assert shown["bytes"] == model.stat().st_size
+    assert shown["self_test"] == "passed"
+    assert shown["labels"] == list(recognizer.artifact.labels)
+    assert shown["metrics"] == recognizer.artifact.metrics
+
+
+def test_file_gives_the_answer_of_evaluation(model, recognizer, clip):
+    shown = json.loads(ser_edge("file", model, clip, "--json").stdout)
+    samples, _ = soundfile.read(clip, dtype="float32")
+    expected = recognizer.probabilities(samples)
+    assert list(shown["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert shown["label"] == recognizer.artifact.labels[int(expected.argmax())]
+    assert shown["probability"] == pytest.approx(float(expected.max()), abs=1e-6)
+    assert shown["seconds"] == 2.6
+
+
+def test_file_gives_the_events_of_a_session(model, recognizer, clip):
+    shown = json.loads(ser_edge("file", model, clip, "--json", "--hop", 0.25, "--threshold", 0.9).stdout)
+    session = Session(recognizer, Settings(hop=0.25, threshold=0.9))
+    samples, _ = soundfile.read(clip, dtype="float32")
+    assert shown["events"] == [event.to_dict() for event in session.push(samples) + session.finish()]
+
+
+def test_file_for_people_is_one_line_a_clip(model, clip):
+    lines = ser_edge("file", model, clip, clip).stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].split()[-1] == str(clip)
+    assert "2.60 s" in lines[0]
+
+
+@pytest.mark.parametrize("seconds", [0.1, 3.0])
+def test_a_silent_file_is_no_speech(model, tmp_path, write_wav, seconds):
+    path = write_wav(tmp_path / "silent.wav", np.zeros(round(16000 * seconds)))
+    shown = json.loads(ser_edge("file", model, path, "--json").stdout)
+    assert (shown["label"], shown["probability"], shown["probabilities"]) == ("no_speech", None, {})
+    assert [event["kind"] for event in shown["events"]] == ["no_speech"]
+    assert ser_edge("file", model, path).stdout.split()[0] == "no_speech"
+
+
+def test_a_bad_file_does_not_stop_the_others(model, clip, tmp_path):
+    (tmp_path / "text.wav").write_text("not audio at all")
+    done = ser_edge("file", model, tmp_path / "none.wav", clip, tmp_path / "text.wav", clip)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 2
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2
+    assert "none.wav: no such audio file" in errors[0]
+    assert "text.wav: not audio" in errors[1]
+
+
+@pytest.mark.parametrize("command", ["info", "file", "listen"])
+@pytest.mark.parametrize(
+    ("name", "content", "message", "code"),
+    [
+        ("none.onnx", None, "no such model file", 1),
+        ("empty.onnx", b"", "not a whole ONNX model", 1),
+        ("cut.onnx", 1500, "not a whole ONNX model", 1),
+        ("text.txt", b"hello", "unknown model format '.txt'; valid: .onnx", 2),
+    ],
+)
+def test_a_bad_model_gives_one_line(tmp_path, model, clip, command, name, content, message, code):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else model.read_bytes()[:content])
+    done = ser_edge(command, path, *([clip] if command == "file" else []))
+    assert done.returncode == code
+    assert one_line(done.stderr)
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_model_that_fails_its_self_test_is_refused(tmp_path):
+    path = tmp_path / "newer.onnx"
+    path.write_bytes(tiny_model(schema=9).SerializeToString())
+    done = ser_edge("info", path)
+    assert (done.returncode, one_line(done.stderr)) == (1, True)
+    assert "upgrade ser-edge" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["file"], "required"),
+        (["listen", "m.onnx", "--hop", "soon"], "invalid float value: 'soon'"),
+        (["listen", "m.onnx", "--hop", "0"], "hop is 0; valid: 0.05 to 60"),
+        (["file", "m.onnx", "a.wav", "--threshold", "7"], "threshold is 7; valid: 0 to 1"),
+    ],
+)
+def test_wrong_usage_is_2(arguments, message):
+    done = ser_edge(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["info", "--help"], ["file", "--help"], ["listen", "--help"]]
+)
+def test_help_has_an_example(arguments):
+    done = ser_edge(*arguments)
+    assert done.returncode == 0
+    assert "ser-edge " in done.stdout.split("example")[1]
+
+
+def test_version_and_module(tmp_path):
+    version = ser_edge("--version").stdout
+    module = subprocess.run(
+        [sys.executable, "-m", "edge_runtime", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert module.stdout == version
+    assert version.startswith("ser-edge ")
+
+
+def test_a_closed_pipe_is_quiet(model, clip):
+    process = subprocess.Popen(
+        [SER_EDGE, "file", str(model), *[str(clip)] * 50],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 0
+
+
+def test_a_full_disk_is_one_line(model):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [SER_EDGE, "info", str(model)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert one_line(done.stderr)
+    assert "No space left" in done.stderr
+
+
+def test_numpy_runs_on_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
+    # The environment is read when numpy is imported: it must be set before.
+    script = (
+        "import sys, os\n"
+        "from edge_runtime import cli\n"
+        "assert 'numpy' not in sys.modules\n"
+        "sys.argv = ['ser-edge', 'info', 'none.onnx']\n"
+        "try: cli.main()\n"
+        "except SystemExit: print(os.environ['OPENBLAS_NUM_THREADS'])\n"
+    )
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    for given, expected in ((None, "1"), ("3", "3")):
+        if given:
+            monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+        shown = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        assert shown.stdout.split() == [expected]
+
+
+def test_ctrl_c_during_file_is_one_line(model, tmp_path, write_wav, speech):
+    path = write_wav(tmp_path / "long.wav", np.tile(speech(10.0), 20))
+    process = subprocess.Popen(
+        [SER_EDGE, "file", str(model), str(path), str(path), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "ser-edge: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["devices", "listen"])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("raise OSError('PortAudio library not found')", "apt install libportaudio2"),
+        ("raise ImportError", "pip install 'ser-edge[mic]'"),
+        ("raise RuntimeError('Error initializing PortAudio: Unanticipated host error')", "cannot be reached"),
+        (
+            "class PortAudioError(Exception): pass\n"
+            "class default: device = [-1, -1]\n"
+            "def query_devices(): return []\n",
+            "no microphone found",
+        ),
+    ],
+)
+def test_without_sound_one_line_says_what_to_do(model, tmp_path, command, module, message):
+    (tmp_path / "sounddevice.py").write_text(module + "\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = ser_edge(command, *([model] if command == "listen" else []), env=environment)
+    assert done.returncode == 1
+    assert one_line(done.stderr)
+    assert message in done.stderr

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from edge_runtime import listener as listener_module
+from edge_runtime.errors import ArtifactError, DeviceError, UsageError
+from edge_runtime.listener import Listener
+from edge_runtime.session import Session
+from edge_runtime.settings import Settings
+from edge_runtime.sources import Block
+
+
+class FakeSource:
+    """Gives blocks, then ends, fails, or waits to be stopped."""
+
+    name = "fake"
+
+    def __init__(self, blocks: list[Block], error: Exception | None = None, endless: bool = False) -> None:
+        self._blocks = blocks
+        self._error = error
+        self._endless = endless
+        self._stopped = threading.Event()
+        self.closed = 0
+
+    def open(self) -> None:
+        pass
+
+    def blocks(self):
+        yield from self._blocks
+        if self._error:
+            raise self._error
+        if self._endless:
+            self._stopped.wait()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def blocks_of(samples: np.ndarray, start: int = 0, size: int = 777) -> list[Block]:
+    return [Block(start + i, samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def without_wall(events: list) -> list[dict]:
+    return [{k: v for k, v in event.to_dict().items() if k != "wall"} for event in events]
+
+
+@pytest.fixture
+def signal(speech, room) -> np.ndarray:
+    return np.concatenate([room(1.0), speech(2.0), room(2.0, seed=1)])
+
+
+@pytest.fixture
+def expected(recognizer, signal) -> list[dict]:
+    session = Session(recognizer)
+    return without_wall(session.push(signal) + session.finish())
+
+
+def test_iteration_gives_the_events_of_the_session(recognizer, signal, expected):
+    source = FakeSource(blocks_of(signal))
+    with Listener(recognizer, source=source) as ear:
+        events = list(ear)
+    assert without_wall(events) == expected
+    assert source.closed == 1
+    assert all(datetime.fromisoformat(event.wall).tzinfo for event in events)
+
+
+def test_a_path_is_loaded(model, signal, expected):
+    with Listener(model, source=FakeSource(blocks_of(signal))) as ear:
+        assert without_wall(list(ear)) == expected
+
+
+def test_a_bad_model_is_refused_before_anything_opens(tmp_path):
+    with pytest.raises(ArtifactError):
+        Listener(tmp_path / "none.onnx")
+
+
+def test_asynchronous_iteration(recognizer, signal, expected):
+    async def collect() -> list:
+        with Listener(recognizer, source=FakeSource(blocks_of(signal))) as ear:
+            return [event async for event in ear]
+
+    assert without_wall(asyncio.run(collect())) == expected
+
+
+def test_leaving_an_asynchronous_iteration_ends_the_program(recognizer, signal):
+    async def first() -> str:
+        with Listener(recognizer, source=FakeSource(blocks_of(signal), endless=True)) as ear:
+            async for event in ear:
+                return event.kind
+        return "none"
+
+    assert asyncio.run(asyncio.wait_for(first(), 10)) == "begin"
+
+
+def test_cancelling_an_asynchronous_wait_does_not_hang(recognizer):
+    async def wait_for_events() -> None:
+        with Listener(recognizer, source=FakeSource([], endless=True)) as ear:
+            await asyncio.wait_for(anext(aiter(ear)), 0.1)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(wait_for_events())
+
+
+def test_the_callback_runs_on_the_listeners_thread(recognizer, signal, expected):
+    heard = []
+    source = FakeSource(blocks_of(signal))
+    with Listener(
+        recognizer, source=source, on_event=lambda e: heard.append((e, threading.current_thread()))
+    ) as ear:
+        ear.wait()
+    assert without_wall([event for event, _ in heard]) == expected
+    assert {thread.name for _, thread in heard} == {"ser-edge listener"}
+
+
+def test_the_settings_hold(recognizer, signal):
+    with Listener(recognizer, Settings(threshold=1.0), source=FakeSource(blocks_of(signal))) as ear:
+        assert {event.label for event in ear} == {"uncertain"}
+
+
+def test_a_lost_device_ends_the_segment_and_is_raised_after_the_events(recognizer, speech):
+    source = FakeSource(blocks_of(speech(2.0)), error=DeviceError("microphone 'x' is gone"))
+    events = []
+    with Listener(recognizer, source=source) as ear, pytest.raises(DeviceError, match="is gone"):
+        events.extend(ear)
+    assert [event.kind for event in events[-2:]] == ["end", "source_lost"]
+    assert events[-1].reason == "device_gone"
+    assert events[-1].start == 2.0
+    assert source.closed == 1
+
+
+def test_an_error_of_the_callback_reaches_whoever_waits(recognizer, signal):
+    def fail(_event) -> None:
+        raise RuntimeError("the application's fault")
+
+    source = FakeSource(blocks_of(signal), endless=True)
+    with (
+        Listener(recognizer, source=source, on_event=fail) as ear,
+        pytest.raises(RuntimeError, match="fault"),
+    ):
+        ear.wait()
+    assert source.closed == 1
+
+
+def test_lost_audio_is_a_gap(recognizer, speech):
+    blocks = blocks_of(speech(2.0)) + blocks_of(speech(2.0), start=48000)
+    with Listener(recognizer, source=FakeSource(blocks)) as ear:
+        events = list(ear)
+    gap = next(event for event in events if event.kind == "gap")
+    assert (gap.start, gap.end, gap.reason) == (2.0, 3.0, "overflow")
+    after = events[events.index(gap) + 1 :]
+    assert after[0].kind == "begin"
+    assert all(event.start == 3.0 for event in after)
+
+
+def test_stop_still_gives_the_last_events(recognizer, speech):
+    with Listener(recognizer, source=FakeSource(blocks_of(speech(2.0)), endless=True)) as ear:
+        events = []
+        for event in ear:
+            events.append(event)
+            if len(events) == 2:
+                ear.stop()
+    assert events[-1].kind == "end"
+    assert events[-1].end == 2.0
+
+
+def test_close_may_come_twice_from_any_thread_and_before_the_start(recognizer):
+    Listener(recognizer, source=FakeSource([])).close()
+    with Listener(recognizer, source=FakeSource([], endless=True)) as ear:
+        closers = [threading.Thread(target=ear.close) for _ in range(4)]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(10)
+        ear.close()
+        assert list(ear) == []
+
+
+def test_close_from_the_callback(recognizer, speech):
+    heard = []
+
+    def once(event) -> None:
+        heard.append(event.kind)
+        ear.close()
+
+    ear = Listener(recognizer, source=FakeSource(blocks_of(speech(2.0)), endless=True), on_event=once)
+    with ear:
+        ear.wait()
+    assert heard[0] == "begin"
+
+
+def test_an_application_that_takes_no_events_cannot_block_the_end(recognizer, signal, monkeypatch):
+    monkeypatch.setattr(listener_module, "EVENTS_WAITING", 1)
+    source = FakeSource(blocks_of(signal))
+    with Listener(recognizer, source=source):
+        time.sleep(0.3)
+    assert source.closed == 1
+
+
+def test_an_error_while_opening_is_raised_on_entering(recognizer):
+    source = FakeSource([])
+    source.open = lambda: (_ for _ in ()).throw(DeviceError("no microphone found"))
+    with pytest.raises(DeviceError, match="no microphone"), Listener(recognizer, source=source):
+        pass
+
+
+def test_events_of_a_listener_that_was_not_entered(recognizer):
+    with pytest.raises(UsageError, match="with Listener"):
+        next(iter(Listener(recognizer, source=FakeSource([]))))

@@ -1,0 +1,198 @@
+"""``ser-edge listen`` on a real sound server: what is played into its microphone is what a file would give."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from tiny_artifact import tiny_model
+from virtual_microphone import VirtualMicrophone
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils"
+)
+
+SER_EDGE = str(Path(sys.executable).with_name("ser-edge"))
+
+
+@pytest.fixture
+def microphone():
+    with VirtualMicrophone() as microphone:
+        yield microphone
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    path.write_bytes(tiny_model().SerializeToString())
+    return path
+
+
+def syllables(seconds: float, loudness: float, seed: int) -> np.ndarray:
+    """Noise with four bursts a second: int16, never zero."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * 16000)) / 16000
+    envelope = loudness * np.maximum(0, np.sin(2 * np.pi * 2 * time + 0.5)) + 10
+    samples = np.round(random.normal(0, 1, len(time)) * envelope).astype(np.int16)
+    samples[samples == 0] = 1
+    return samples
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Two utterances and a pause between them."""
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    samples = np.concatenate([syllables(2.3, 6000, 1), syllables(1.2, 0, 2), syllables(1.4, 2000, 3)])
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path
+
+
+class Listening:
+    """A running ``ser-edge listen --json``."""
+
+    def __init__(self, model: Path, microphone: VirtualMicrophone, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [SER_EDGE, "listen", str(model), "--json", *options], env=microphone.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.status = self.process.stderr.readline()
+
+    def events_until(self, kind: str, count: int = 1) -> list[dict]:
+        events = []
+        while [event["kind"] for event in events].count(kind) < count:
+            line = self.process.stdout.readline()
+            assert line, f"ended after {events}: {self.process.stderr.read()}"
+            events.append(json.loads(line))
+        return events
+
+    def end(self, with_signal: int = signal.SIGTERM) -> tuple[int, list[dict], str]:
+        self.process.send_signal(with_signal)
+        return self.wait()
+
+    def wait(self) -> tuple[int, list[dict], str]:
+        stdout, stderr = self.process.communicate(timeout=30)
+        return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], stderr
+
+
+def events_of_file(model: Path, clip: Path) -> list[dict]:
+    done = subprocess.run(
+        [SER_EDGE, "file", model, clip, "--json"], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)["events"]
+
+
+def test_a_clip_played_into_the_microphone_gives_the_events_of_the_file(model, clip, microphone):
+    expected = events_of_file(model, clip)
+    assert [event["kind"] for event in expected].count("end") == 2
+    listening = Listening(model, microphone)
+    assert listening.status.startswith("ser-edge: listening to default")
+    microphone.play(clip)
+    events = listening.events_until("end", 2)
+    code, rest, stderr = listening.end()
+    assert (code, rest, stderr) == (0, [], "")
+
+    assert [(event["kind"], event["label"]) for event in events] == [
+        (e["kind"], e["label"]) for e in expected
+    ]
+    shift = events[0]["start"] - expected[0]["start"]
+    for event, same in zip(events, expected, strict=True):
+        assert event["start"] - shift == pytest.approx(same["start"], abs=1e-6)
+        assert event["end"] - shift == pytest.approx(same["end"], abs=1e-6)
+        assert list(event["probabilities"].values()) == pytest.approx(
+            list(same["probabilities"].values()), abs=1e-3
+        )
+        assert "wall" in event
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_with_a_last_event(model, clip, microphone, interruption):
+    listening = Listening(model, microphone)
+    player = subprocess.Popen(["paplay", str(clip)], env=microphone.environment)
+    listening.events_until("update")
+    code, rest, stderr = listening.end(interruption)
+    player.wait()
+    assert code == 0
+    assert rest[-1]["kind"] == "end"
+    assert stderr == ""
+
+
+def test_listening_to_nothing_says_no_speech(model, microphone):
+    code, events, _ = Listening(model, microphone).end()
+    assert code == 0
+    assert [event["kind"] for event in events] == ["no_speech"]
+
+
+def test_a_sound_server_that_dies_ends_with_one_line(model, clip, microphone):
+    listening = Listening(model, microphone)
+    player = subprocess.Popen(["paplay", str(clip)], env=microphone.environment, stderr=subprocess.DEVNULL)
+    given = listening.events_until("begin")
+    microphone.kill()
+    player.wait()
+    code, rest, stderr = listening.wait()
+    assert code == 1
+    assert given[0]["kind"] == "begin"
+    assert [event["kind"] for event in rest[-2:]] == ["end", "source_lost"]
+    assert rest[-1]["reason"] == "device_gone"
+    assert stderr.startswith("ser-edge: microphone 'default' is gone")
+    assert stderr.count("\n") == 1
+
+
+def test_a_suspended_device_is_noticed(model, microphone, tmp_path):
+    script = (
+        "import subprocess, sys\n"
+        "from edge_runtime import DeviceError, Listener, Settings\n"
+        f"with Listener({str(model)!r}, Settings(stall=0.5)) as ear:\n"
+        "    subprocess.run(['pactl', 'suspend-sink', 'speaker', '1'], check=True)\n"
+        "    try: print([event.kind for event in ear])\n"
+        "    except DeviceError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=microphone.environment, capture_output=True, text=True, check=True,
+        timeout=30, cwd=tmp_path,
+    )  # fmt: skip
+    assert "has given nothing for 0.5 s" in done.stdout
+
+
+def test_devices_are_listed(microphone):
+    shown = subprocess.run(
+        [SER_EDGE, "devices", "--json"],
+        env=microphone.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    devices = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [device["name"] for device in devices if device["default"]] == ["default"]
+
+
+def test_a_microphone_that_does_not_exist_lists_those_that_do(model, microphone):
+    done = subprocess.run(
+        [SER_EDGE, "listen", model, "--device", "Yeti"], env=microphone.environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no microphone 'Yeti'; valid:" in done.stderr
+    assert "'default'" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["devices", "listen"])
+def test_without_a_sound_server_there_is_one_line(model, tmp_path, command):
+    arguments = [SER_EDGE, command, *([str(model)] if command == "listen" else [])]
+    environment = {**os.environ, "PULSE_SERVER": f"unix:{tmp_path}/none"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no microphone found" in done.stderr

@@ -1,0 +1,235 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sertool.cli import main
+from sertool.corpora.adapters import CORPORA
+from sertool.corpora.manifest import load_manifest
+from sertool.corpora.splits import load_split
+
+
+@pytest.fixture
+def sertool(monkeypatch, capsys):
+    """Run the command line in this process; give exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sertool", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def recordings(tmp_path) -> Path:
+    """Six speakers with two clips of two labels each, laid out as speaker/label/file."""
+    root = tmp_path / "recordings"
+    for number in range(24):
+        speaker, label = f"s{number % 6}", ("anger", "fear")[number // 6 % 2]
+        path = root / speaker / label / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * np.random.default_rng(number).standard_normal(8000).clip(-4, 4), 16000)
+    return root
+
+
+@pytest.fixture
+def manifest(sertool, recordings, tmp_path) -> Path:
+    sertool("corpus", "make", "folder", "--root", recordings, "-o", tmp_path / "manifest.csv")
+    return tmp_path / "manifest.csv"
+
+
+def assert_one_line(code: int, expected_code: int, err: str, *parts: str) -> None:
+    assert code == expected_code, err
+    assert err.startswith("sertool: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_list_has_a_line_for_every_corpus(sertool):
+    code, out, _ = sertool("corpus", "list")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines()} == {*CORPORA, "folder", "csv", "synthetic"}
+    code, out, _ = sertool("corpus", "list", "--json")
+    assert {entry["name"]: entry["speakers"] for entry in json.loads(out)}["emodb"] == 10
+
+
+def test_from_folder_to_split_to_table(sertool, recordings, manifest, tmp_path):
+    assert len(load_manifest(manifest)) == 24
+    code, out, _ = sertool("corpus", "check", manifest)
+    assert (code, "0 problem(s)" in out) == (0, True)
+    split = tmp_path / "split.json"
+    code, out, _ = sertool("split", "make", manifest, "--protocol", "kfold:3", "--seed", 4, "-o", split)
+    assert code == 0
+    assert load_split(split).hash in out
+    code, out, _ = sertool("split", "show", split, manifest, "--json")
+    parts = json.loads(out)["parts"]
+    assert [(row["fold"], row["part"], row["clips"]) for row in parts[:2]] == [
+        (1, "train", 16),
+        (1, "test", 8),
+    ]
+    assert parts[1]["labels"] == {"anger": 4, "fear": 4}
+    code, out, _ = sertool("split", "show", split, manifest)
+    assert "anger 8" in out
+    code, out, _ = sertool("split", "show", split)
+    assert "s0" in out
+
+
+def test_files_are_absolute_unless_relative_is_asked_for(sertool, recordings, tmp_path):
+    output = tmp_path / "lists" / "m.csv"
+    sertool("corpus", "make", "folder", "--root", recordings, "-o", output)
+    assert all(Path(clip.file).is_absolute() for clip in load_manifest(output).clips)
+    sertool("corpus", "make", "folder", "--root", recordings, "-o", output, "--relative")
+    clips = load_manifest(output).clips
+    assert clips[0].file.startswith(f"..{os.sep}")
+    assert all(clip.path.is_file() for clip in clips)
+
+
+def test_labels_are_renamed_and_dropped(sertool, recordings, tmp_path):
+    output = tmp_path / "m.csv"
+    sertool(
+        *("corpus", "make", "folder", "--root", recordings, "-o", output),
+        *("--rename", "fear=happiness", "--drop", "anger"),
+    )
+    assert load_manifest(output).labels == ["happiness"]
+
+
+def test_demos_leaves_neutral_out_unless_asked(sertool, tmp_path):
+    for name in ("DEMOS/PR_f_01_rab01a.wav", "NEU/m_18_neu00a.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    code, out, err = sertool("corpus", "make", "demos", "--root", tmp_path, "-o", tmp_path / "m.csv")
+    assert code == 0
+    assert "1 clips" in out
+    assert "has 9365 clips when complete" in err
+    _, out, _ = sertool(
+        "corpus", "make", "demos", "--root", tmp_path, "-o", tmp_path / "m.csv", "--all-labels"
+    )
+    assert "anger 1, neutral 1" in out
+
+
+def test_a_table_with_other_columns(sertool, recordings, tmp_path):
+    table = tmp_path / "clips.csv"
+    files = sorted(recordings.rglob("*.wav"))
+    rows = [f"{path.relative_to(recordings)};{path.parts[-3]};{path.parts[-2]}" for path in files]
+    table.write_text("\n".join(["path;who;emotion", *rows]) + "\n")
+    code, out, _ = sertool(
+        *("corpus", "make", "csv", "--table", table, "--root", recordings, "-o", tmp_path / "m.csv"),
+        *(
+            "--file-column",
+            "path",
+            "--speaker-column",
+            "who",
+            "--label-column",
+            "emotion",
+            "--language",
+            "de",
+        ),
+    )
+    assert code == 0
+    assert "24 clips, 6 speakers" in out
+    assert load_manifest(tmp_path / "m.csv").clips[0].language == "de"
+
+
+def test_check_reports_all_problems_and_accepts_known_ones(sertool, recordings, manifest):
+    (recordings / "s0" / "anger" / "0.wav").write_text("no audio")
+    soundfile.write(recordings / "s1" / "anger" / "1.wav", np.zeros(8000), 16000)
+    code, out, _ = sertool("corpus", "check", manifest)
+    assert code == 1
+    assert "2 problem(s), 0 remark(s)" in out
+    code, out, _ = sertool("corpus", "check", manifest, "--accept", "silent", "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert [problem["kind"] for problem in report["problems"]] == ["unreadable"]
+    assert [remark["kind"] for remark in report["remarks"]] == ["silent"]
+    code, _, _ = sertool("corpus", "check", manifest, "--accept", "silent", "--accept", "unreadable")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["corpus", "make", "emobd", "--root", "."], ["'emobd'", "did you mean 'emodb'"]),
+        (["corpus", "make", "emodb"], ["give --root DIR"]),
+        (["corpus", "make", "emodb", "--root", "absent"], ["absent: no such folder"]),
+        (["corpus", "make", "emodb", "--root", "."], ["no EmoDB file here", "wav/03a01Fa.wav"]),
+        (
+            ["corpus", "make", "emodb", "--root", ".", "--speakers", "3"],
+            ["--speakers does not apply to emodb"],
+        ),
+        (["corpus", "make", "folder", "--root", ".", "--all-labels"], ["--all-labels does not apply"]),
+        (["corpus", "make", "csv", "--root", "."], ["give --table FILE"]),
+        (["corpus", "make", "csv", "--table", "absent.csv"], ["absent.csv: no such table"]),
+        (["corpus", "make", "emodb", "--root", ".", "-o", "m.parquet"], ["m.parquet", "ends in .csv"]),
+        (["corpus", "make", "folder", "--root", ".", "--rename", "a"], ["--rename 'a'", "OLD=NEW"]),
+        (["corpus", "make", "synthetic", "--root", ".", "--language", "xx"], ["valid: de, en, it"]),
+        (["corpus", "make", "synthetic", "--root", ".", "--speakers", "0"], ["0 speakers", "2 to 24"]),
+        (["corpus", "check", "absent.csv"], ["absent.csv: no such manifest"]),
+        (["split", "make", "absent.csv", "--protocol", "loso"], ["absent.csv: no such manifest"]),
+        (["split", "show", "absent.json"], ["absent.json: no such split"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
+    sertool, tmp_path, monkeypatch, arguments, parts
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sertool(*arguments)
+    assert_one_line(code, 2, err, *parts)
+    assert out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["corpus", "check", "{m}", "--accept", "silence"], ["did you mean 'silent'"]),
+        (["corpus", "check", "{m}", "--shortest", "5", "--longest", "1"], ["--shortest 5"]),
+        (["split", "make", "{m}", "--protocol", "lozo"], ["'lozo'", "did you mean 'loso'"]),
+        (["split", "make", "{m}", "--protocol", "kfold:7"], ["from 2 to 6"]),
+        (["split", "make", "{m}", "--protocol", "fractions:.4,.3,.4"], ["sum to 1"]),
+        (["split", "make", "{m}", "--protocol", "paper"], ["defined for RAVDESS", "fractions:.4,.3,.3"]),
+    ],
+)
+def test_bad_options_are_refused(sertool, manifest, tmp_path, arguments, parts):
+    output = tmp_path / "split.json"
+    options = ["-o", output] if arguments[0] == "split" else []
+    code, _, err = sertool(*(argument.format(m=manifest) for argument in arguments), *options)
+    assert_one_line(code, 2, err, *parts)
+    assert not output.exists()
+
+
+def test_a_split_that_shares_a_speaker_or_misses_a_label_is_refused(sertool, manifest, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text('{"folds": [{"train": ["s0", "s1"], "test": ["s1"]}]}')
+    code, _, err = sertool("split", "show", split, manifest)
+    assert_one_line(code, 2, err, str(split), "speaker 's1' stands in train and in test")
+    lines = [line for line in manifest.read_text().splitlines() if not line.endswith("s0,fear")]
+    manifest.write_text("\n".join(lines) + "\n")
+    split.write_text('{"folds": [{"train": ["s0"], "test": ["s1"]}]}')
+    code, _, err = sertool("split", "show", split, manifest)
+    assert_one_line(code, 2, err, "fold 1", "trains without 'fear'")
+
+
+def test_the_installed_command_fails_with_one_line_and_no_traceback(tmp_path):
+    command = [sys.executable, "-c", "from sertool.cli import main; main()"]
+    finished = subprocess.run(
+        [*command, "corpus", "check", str(tmp_path / "absent.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert (
+        finished.stderr
+        == f"sertool: {tmp_path / 'absent.csv'}: no such manifest; make one with: sertool corpus make\n"
+    )

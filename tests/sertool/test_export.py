@@ -1,0 +1,682 @@
+"""Export: the written file computes what the network computes, tells where it comes from, or is not written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_runtime.artifact import METADATA_KEY
+from edge_runtime.errors import SerError
+from edge_runtime.frontend import FrontEnd, log_mel, tile_or_cut
+from edge_runtime.recognizer import Recognizer
+from sertool.cli import main
+from sertool.corpora.adapters import CORPORA
+from sertool.corpora.manifest import Clip, load_manifest
+from sertool.corpora.splits import Fold, Split
+from sertool.evaluate import evaluate_run, save_evaluation
+from sertool.export import artifact as export_module
+from sertool.export.artifact import UNSPECIFIED_LICENCE, Export, corpus_licence, export_run
+from sertool.export.onnx import _fold_pads, to_onnx
+from sertool.export.parity import ExportError, check_parity, measure_parity
+from sertool.export.quantize import balanced_choice, fingerprint, quantize, training_clips, with_short_windows
+from sertool.features import measure_normalization
+from sertool.files import write_json, write_text
+from sertool.networks import Student, build_network
+from sertool.recipe import parse_recipe, write_recipe
+from sertool.run import Run, StudentDescription, describe_environment, load_run, save_checkpoint
+
+LABELS = {"anger": 900.0, "joy": 500.0, "sadness": 220.0}
+FOLD = Fold(
+    train=("ada-voice", "bea-voice", "cyd-voice"), validation=("dov-voice",), test=("eva-voice", "fay-voice")
+)
+WINDOW_SAMPLES = 16384
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def logits_of(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def trained(network: Student, x: np.ndarray, y: np.ndarray, steps: int = 30) -> Student:
+    """Train a network until its logits tell classes apart: fresh ones drown in the noise of any quantisation."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(network.train().parameters(), 1e-3)
+    inputs, labels = torch.from_numpy(x)[:, None], torch.from_numpy(y)
+    for _ in range(steps):
+        rows = torch.randperm(len(x))[:12]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(inputs[rows]), labels[rows]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+# --- the network as ONNX -------------------------------------------------------------------------------------------
+
+NETWORKS = [("resnet9", "causal"), ("cnn6", "same"), ("mobilenet15", "causal"), ("vgg15", "same")]
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids="-".join)
+def converted(request: pytest.FixtureRequest) -> tuple[Student, onnx.ModelProto]:
+    torch.manual_seed(0)
+    network = build_network(request.param[0], 5, request.param[1])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+    network.train()(torch.randn(2, 1, 64, 64))  # running statistics other than 0 and 1
+    return network.eval(), to_onnx(network, 373, 64)
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 373), (3, 200), (2, 257), (1, 100), (2, 32)])
+def test_fp32_equals_torch_at_any_batch_and_length(
+    converted: tuple[Student, onnx.ModelProto], batch: int, frames: int
+) -> None:
+    network, model = converted
+    x = torch.from_numpy(np.random.default_rng(frames).normal(size=(batch, 1, frames, 64)).astype(np.float32))
+    with torch.inference_mode():
+        expected = network(x).numpy()
+    np.testing.assert_allclose(
+        logits_of(model, x.numpy()), expected, atol=1e-4 * max(1.0, np.abs(expected).max())
+    )
+
+
+def test_padding_and_batch_normalisation_are_folded_and_one_file_holds_all(
+    converted: tuple[Student, onnx.ModelProto],
+) -> None:
+    _, model = converted
+    assert not {node.op_type for node in model.graph.node} & {"Pad", "BatchNormalization"}
+    assert [value.name for value in model.graph.input] == ["logmel"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert all(tensor.data_location == TensorProto.DEFAULT for tensor in model.graph.initializer)
+    assert b"site-packages" not in model.SerializeToString()
+
+
+@pytest.mark.parametrize("kind", ["Conv", "MaxPool"])
+def test_folding_a_pad_changes_no_value(kind: str) -> None:
+    pads = np.array([0, 0, 2, 0, 0, 0, 0, 1])
+    constants = [numpy_helper.from_array(pads, "pads")]
+    inputs = ["padded"]
+    attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 1, 0, 1]}
+    if kind == "Conv":
+        weights = np.random.default_rng(0).normal(size=(2, 1, 3, 3)).astype(np.float32)
+        constants.append(numpy_helper.from_array(weights, "weights"))
+        inputs.append("weights")
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["padded"]),
+        helper.make_node(kind, inputs, ["y"], **attributes),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pad",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, "t", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = np.random.default_rng(1).random((1, 1, 11, 8)).astype(np.float32)
+    before = logits_of(model, x)
+    _fold_pads(model)
+    assert [node.op_type for node in model.graph.node] == [kind]
+    np.testing.assert_array_equal(logits_of(model, x), before)
+
+
+# --- 8 bits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantized() -> tuple[Student, onnx.ModelProto, np.ndarray]:
+    """ResNet-9, causal: convolutions, a padded pool, slices and residual sums."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 5
+    profiles = np.repeat(rng.normal(size=(5, 1, 16)), 4, axis=2)
+    windows = (0.5 * profiles[labels] + rng.normal(size=(96, 96, 64))).astype(np.float32)
+    network = trained(build_network("resnet9", 5, "causal"), windows[:48], labels[:48], steps=20)
+    model = to_onnx(network, 96, 64)
+    return network, quantize(model, with_short_windows(windows[:24])), windows[48:]
+
+
+@pytest.mark.parametrize("frames", [96, 64, 40])
+def test_int8_keeps_labels_and_logits_on_long_and_short_windows(
+    quantized: tuple[Student, onnx.ModelProto, np.ndarray], frames: int
+) -> None:
+    network, model, windows = quantized
+    x = windows[:, None, :frames]
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(x.copy())).numpy()
+    assert len(set(expected.argmax(axis=1))) >= 4, "the data must have a real spread"
+    parity = measure_parity(expected, logits_of(model, x))
+    assert parity.agreement >= 0.95
+    assert parity.snr_db >= 25.0
+
+
+def test_int8_gives_one_answer_on_every_processor(
+    quantized: tuple[Student, onnx.ModelProto, np.ndarray],
+) -> None:
+    _, model, windows = quantized
+    # Without optimisation onnxruntime computes in float what the 8-bit kernels must compute: no kernel may overflow.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    x = windows[:, None]
+    assert measure_parity(session.run(None, {"logmel": x})[0], logits_of(model, x)).snr_db >= 35.0
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = [values for values in constants.values() if values.dtype == np.int8 and values.ndim > 1]
+    assert len(weights) == 11
+    assert max(int(np.abs(values.astype(int)).max()) for values in weights) <= 64
+
+
+def test_int8_runs_every_convolution_in_integers(
+    quantized: tuple[Student, onnx.ModelProto, np.ndarray], tmp_path: Path
+) -> None:
+    _, model, _ = quantized
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QLinearConv"] == 10
+    assert kinds["Conv"] == 0
+    assert kinds["QGemm"] == 1, "fc1"
+    assert kinds["Gemm"] == 1, "the layer that makes the logits stays float"
+
+
+def test_int8_weights_are_signed_per_channel_and_activations_unsigned(
+    quantized: tuple[Student, onnx.ModelProto, np.ndarray],
+) -> None:
+    _, model, _ = quantized
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    producers = {node.output[0]: node for node in model.graph.node}
+    for convolution in (node for node in model.graph.node if node.op_type == "Conv"):
+        activation, weights = (producers[name] for name in convolution.input[:2])
+        values = constants[weights.input[0]]
+        assert values.dtype == np.int8
+        assert constants[weights.input[1]].shape == (len(values),)
+        assert constants[activation.input[2]].dtype == np.uint8
+
+
+# --- the choice of clips -------------------------------------------------------------------------------------------
+
+
+def clip(name: str, speaker: str, label: str, folder: str = "corpus") -> Clip:
+    return Clip(f"{folder}/{name}", Path(folder) / name, speaker, label)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ABCDE"), st.sampled_from("xyz")), min_size=1, max_size=60),
+    st.integers(1, 70),
+    st.randoms(),
+)
+@settings(max_examples=50, deadline=None)
+def test_choice_is_balanced_repeatable_and_independent_of_order_and_place(cells, count, random) -> None:
+    clips = [clip(f"{row}.wav", speaker, label) for row, (speaker, label) in enumerate(cells)]
+    chosen = balanced_choice(clips, count)
+    assert len(chosen) == len({c.key for c in chosen}) == min(count, len(clips))
+    assert balanced_choice(clips, max(1, count // 2)) == chosen[: max(1, count // 2)]
+    elsewhere = [clip(c.path.name, c.speaker, c.label, "moved") for c in random.sample(clips, len(clips))]
+    assert [c.path.name for c in balanced_choice(elsewhere, count)] == [c.path.name for c in chosen]
+    taken, available = Counter(c.label for c in chosen), Counter(c.label for c in clips)
+    for label in available:
+        # A label with fewer clips than another has been used up.
+        assert taken[label] >= max(taken.values()) - 1 or taken[label] == available[label]
+
+
+def test_choice_takes_all_speakers_of_a_label_before_one_twice() -> None:
+    clips = [clip(f"{s}-{n}.wav", s, "joy") for s in "ABCD" for n in range(20)]
+    assert Counter(c.speaker for c in balanced_choice(clips, 8)) == dict.fromkeys("ABCD", 2)
+
+
+def test_short_windows_are_among_the_calibration_windows() -> None:
+    lengths = [len(window) for window in with_short_windows([np.zeros((373, 64), np.float32)] * 12)]
+    assert Counter(lengths) == {373: 8, 186: 2, 93: 2}
+    assert all(len(window) >= 32 for window in with_short_windows([np.zeros((62, 64), np.float32)] * 12))
+
+
+def test_fingerprint_depends_on_sound_and_times_alone(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name, content in (("a.wav", b"1"), ("b/a.wav", b"1"), ("other.wav", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, moved, other = (Clip(n, tmp_path / n, "s", "l") for n in ("a.wav", "b/a.wav", "other.wav"))
+    assert fingerprint([first, other]) == fingerprint([other, moved])
+    assert fingerprint([first]) != fingerprint([other])
+    assert fingerprint([first]) != fingerprint([replace(first, end=1.0)])
+
+
+# --- parity --------------------------------------------------------------------------------------------------------
+
+
+def test_parity_is_worked_out_as_by_hand() -> None:
+    expected = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    computed = np.array([[1.0, 0.5], [1.0, 0.0]], np.float32)
+    parity = measure_parity(expected, computed)
+    assert (parity.clips, parity.max_error, parity.largest, parity.agreement) == (2, 2.0, 2.0, 0.5)
+    assert parity.snr_db == pytest.approx(10 * np.log10(5.0 / 5.25))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_parity_refuses_wrong_and_undefined_logits(precision: str) -> None:
+    expected = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    check_parity(measure_parity(expected, expected), precision)
+    for wrong in (expected[:, ::-1], expected * np.float32(0.8), expected * np.float32(np.nan)):
+        with pytest.raises(ExportError, match="nothing was written"):
+            check_parity(measure_parity(expected, wrong), precision)
+
+
+def test_parity_of_fp32_scales_with_large_logits_only() -> None:
+    for size, error, accepted in (
+        (1.0, 9e-5, True),
+        (1.0, 2e-4, False),
+        (100.0, 9e-3, True),
+        (100.0, 2e-2, False),
+    ):
+        expected = np.array([[size, 0.0]])
+        parity = measure_parity(expected, expected + error)
+        if accepted:
+            check_parity(parity, "fp32")
+        else:
+            with pytest.raises(ExportError):
+                check_parity(parity, "fp32")
+
+
+# --- a whole run ---------------------------------------------------------------------------------------------------
+
+
+def make_corpus(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["file,speaker,label,gender"]
+    time = np.arange(24000) / 16000
+    for voice, speaker in enumerate([*FOLD.train, *FOLD.validation, *FOLD.test]):
+        for label, hertz in LABELS.items():
+            for take in range(4):
+                tone = np.sin(2 * np.pi * (hertz * (1 + 0.05 * voice) + 15 * take) * time)
+                beat = 1 + 0.6 * np.sin(2 * np.pi * (2 + take) * time)
+                noise = rng.normal(scale=0.01 * (1 + take), size=len(time))
+                name = f"{speaker}-{label}-{take}.wav"
+                soundfile.write(folder / name, 0.3 * tone * beat + noise, 16000)
+                rows.append(f"{name},{speaker},{label},f")
+    write_text(folder / "manifest.csv", "\n".join(rows) + "\n")
+
+
+def make_run(corpus: Path, folder: Path) -> Run:
+    """Make a run folder as training leaves it, after seconds of training."""
+    manifest = load_manifest(corpus / "manifest.csv")
+    Split("by hand", 0, (FOLD,)).save(folder / "split.json")
+    paths = {"manifest": str(corpus / "manifest.csv"), "split": str(folder / "split.json")}
+    recipe = parse_recipe(
+        {
+            "data": {**paths, "window_samples": WINDOW_SAMPLES},
+            "network": {"name": "mobilenet15", "time_padding": "causal"},
+        }
+    )
+    write_text(folder / "recipe.toml", write_recipe(recipe))
+    write_json(folder / "environment.json", describe_environment())
+    rows = manifest.indices(list(FOLD.train))
+    windows = np.stack([log_mel(tile_or_cut(manifest.clips[row].read(), WINDOW_SAMPLES)) for row in rows])
+    normalization = measure_normalization(windows)
+    torch.manual_seed(0)
+    labels = tuple(sorted(LABELS))
+    truth = np.array([labels.index(manifest.clips[row].label) for row in rows])
+    network = trained(
+        build_network("mobilenet15", len(LABELS), "causal"), normalization.apply(windows), truth, steps=40
+    )
+    student = StudentDescription(labels, FrontEnd(), normalization, WINDOW_SAMPLES)
+    save_checkpoint(folder / "checkpoint.safetensors", network, student)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    run = make_run(corpus, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERTOOL_CACHE", str(folder.parent / "cache"))
+        save_evaluation(folder, "test", evaluate_run(run), run.split_hash)
+    return run
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def exported(
+    request: pytest.FixtureRequest, evaluated: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Export:
+    path = tmp_path_factory.mktemp("exported") / f"emotion-{request.param}.onnx"
+    return export_run(evaluated, path, precision=request.param, calibration_clips=18)
+
+
+@pytest.fixture(scope="module")
+def conversion(evaluated: Run) -> bytes:
+    frames = evaluated.front_end.frames(evaluated.window_samples)
+    return to_onnx(evaluated.network(), frames, evaluated.front_end.mel_bands).SerializeToString()
+
+
+@pytest.fixture
+def converted_before(conversion: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests of what happens after it the seconds of conversion."""
+    monkeypatch.setattr(export_module, "to_onnx", lambda *_: onnx.ModelProto.FromString(conversion))
+
+
+def copy_run(run: Run, folder: Path) -> Run:
+    """Copy a run and its corpus, so that a test may damage them."""
+    corpus = Path(run.recipe.data.manifest).parent
+    shutil.copytree(corpus, folder / "corpus")
+    shutil.copytree(run.path, folder / "run")
+    recipe = (folder / "run" / "recipe.toml").read_text().replace(str(corpus), str(folder / "corpus"))
+    (folder / "run" / "recipe.toml").write_text(recipe)
+    return load_run(folder / "run")
+
+
+def command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run ``sertool`` in this process, as its entry point does; return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["sertool", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_file_and_network_agree_on_speakers_neither_was_tuned_on(exported: Export, evaluated: Run) -> None:
+    recognizer = Recognizer(exported.path)
+    network = evaluated.network()
+    clips = evaluated.clips("test")
+    computed = np.stack([recognizer.logits(clip.read()) for clip in clips])
+    windows = [
+        evaluated.normalization.apply(log_mel(tile_or_cut(c.read(), WINDOW_SAMPLES), evaluated.front_end))
+        for c in clips
+    ]
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(np.stack(windows))[:, None]).numpy()
+    parity = measure_parity(expected, computed)
+    assert len(set(expected.argmax(axis=1))) >= 2
+    assert parity.agreement >= (1.0 if exported.artifact.precision == "fp32" else 0.9)
+    assert parity.snr_db >= (100.0 if exported.artifact.precision == "fp32" else 20.0)
+
+
+def test_file_describes_itself(exported: Export, evaluated: Run) -> None:
+    artifact = Recognizer(exported.path).artifact
+    assert artifact == exported.artifact
+    assert artifact.labels == evaluated.labels == ("anger", "joy", "sadness")
+    assert artifact.normalization == evaluated.normalization
+    assert (artifact.window_samples, artifact.network) == (WINDOW_SAMPLES, "mobilenet15")
+    assert artifact.parameters == 673667
+    assert artifact.macs > 1e7
+    assert artifact.licence == UNSPECIFIED_LICENCE
+    assert artifact.metrics["test"]["uar"] == evaluated.metrics["test"]["uar"]
+    assert artifact.metrics["test"]["uar_interval"] == evaluated.metrics["test"]["uar_interval"]
+    assert artifact.provenance["split_hash"] == evaluated.split_hash
+    assert artifact.provenance["recipe"]["network"] == {"name": "mobilenet15", "time_padding": "causal"}
+    assert artifact.provenance["export"]["parity"]["agreement"] == exported.parity.agreement
+    assert {"sertool", "torch", "onnx", "onnxruntime"} <= set(artifact.provenance["export"]["versions"])
+
+
+def test_file_records_its_calibration(exported: Export, evaluated: Run) -> None:
+    recorded = exported.artifact.provenance["export"]["calibration"]
+    if exported.artifact.precision == "fp32":
+        assert recorded is None
+    else:
+        clips = balanced_choice(evaluated.clips("train"), 18)
+        assert recorded == {"clips": 18, "sha256": fingerprint(clips)}
+
+
+def test_file_holds_no_path_and_no_name(exported: Export, corpus: Path) -> None:
+    content = exported.path.read_bytes()
+    secrets = [str(corpus), str(corpus.parent), "site-packages", *FOLD.train, *FOLD.validation, *FOLD.test]
+    assert [secret for secret in secrets if secret.encode() in content] == []
+
+
+def test_the_device_command_reads_the_file(exported: Export) -> None:
+    ser_edge = Path(sys.executable).with_name("ser-edge")
+    done = subprocess.run(
+        [ser_edge, "info", exported.path, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["labels"] == ["anger", "joy", "sadness"]
+
+
+def test_export_twice_gives_the_same_bytes(exported: Export, evaluated: Run, tmp_path: Path) -> None:
+    again = export_run(
+        evaluated, tmp_path / "again.onnx", precision=exported.artifact.precision, calibration_clips=18
+    )
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+def test_export_needs_no_clip_of_validation_or_test_speakers(
+    evaluated: Run, tmp_path: Path, converted_before: None
+) -> None:
+    run = copy_run(evaluated, tmp_path)
+    for speaker in (*FOLD.validation, *FOLD.test):
+        for audio in (tmp_path / "corpus").glob(f"{speaker}-*.wav"):
+            audio.unlink()
+    result = export_run(run, tmp_path / "emotion.onnx", calibration_clips=1000)
+    assert result.artifact.provenance["export"]["calibration"]["clips"] == 36
+
+
+def test_export_refuses_clips_of_test_speakers(evaluated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = list(evaluated.manifest.clips)
+    monkeypatch.setattr(Run, "clips", lambda self, part: everything)
+    with pytest.raises(SerError, match="'dov-voice' both trains and tests"):
+        training_clips(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({}, UNSPECIFIED_LICENCE),
+        ({"corpus": "emodb"}, CORPORA["emodb"].licence),
+        ({"corpus": "call centre"}, UNSPECIFIED_LICENCE),
+        ({"corpus": "emodb", "licence": "by agreement"}, "by agreement"),
+    ],
+)
+def test_licence_is_that_of_the_recipe_or_the_corpus(
+    data: dict[str, str], expected: str, evaluated: Run
+) -> None:
+    recipe = evaluated.recipe.model_copy(update={"data": evaluated.recipe.data.model_copy(update=data)})
+    assert corpus_licence(replace(evaluated, recipe=recipe)) == expected
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_test_evaluation_is_refused_unless_forced(
+    evaluated: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    converted_before: None,
+) -> None:
+    run = copy_run(evaluated, tmp_path)
+    (run.path / "metrics.json").unlink()
+    output = tmp_path / "emotion.onnx"
+    arguments = ["export", str(run.path), "--precision", "fp32", "-o", str(output)]
+    assert command(arguments, monkeypatch) == 2
+    assert f"run: sertool evaluate {run.path}" in capsys.readouterr().err
+    assert not output.exists()
+    assert command([*arguments, "--force", "--licence", "CC0-1.0", "--json"], monkeypatch) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["evaluated"], summary["licence"], summary["file"]) == (False, "CC0-1.0", str(output))
+    artifact = Recognizer(output).artifact
+    assert (artifact.metrics, artifact.licence) == ({}, "CC0-1.0")
+    assert artifact.provenance["corpora"][0]["licence"] == UNSPECIFIED_LICENCE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "m.onnx", "--format", "onx"], "did you mean 'onnx'?"),
+        (["-o", "m.tflite", "--format", "tflite"], "valid: onnx"),
+        (["-o", "m.onnx", "--precision", "fp16"], "valid: fp32, int8"),
+        (["-o", "m.tflite"], "must end in .onnx"),
+        (["-o", "folder.onnx"], "is a folder"),
+        (["-o", "m.onnx", "--calibration-clips", "0"], "--calibration-clips"),
+        ([], "Missing option '--output'"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    options: list[str],
+    message: str,
+    evaluated: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.onnx").mkdir()
+    assert command(["export", str(evaluated.path), *options], monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"\x00garbled" * 100)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.json", "environment.json", "split.json"])
+@pytest.mark.parametrize("damage", [truncate, garble, Path.unlink], ids=["truncated", "garbled", "missing"])
+def test_a_damaged_run_is_one_line_and_no_file(
+    name: str,
+    damage,
+    evaluated: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    converted_before: None,
+) -> None:
+    shutil.copytree(evaluated.path, tmp_path / "run")
+    damage(tmp_path / "run" / name)
+    output = tmp_path / "emotion.onnx"
+    assert command(["export", str(tmp_path / "run"), "-o", str(output)], monkeypatch) in (1, 2)
+    complaint = capsys.readouterr().err.strip()
+    assert complaint.startswith("sertool: ")
+    assert "\n" not in complaint
+    assert str(tmp_path / "run") in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_unreadable_training_clip_is_one_line_and_no_file(
+    evaluated: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    run = copy_run(evaluated, tmp_path)
+    (tmp_path / "corpus" / "ada-voice-joy-2.wav").unlink()
+    output = tmp_path / "emotion.onnx"
+    assert command(["export", str(run.path), "-o", str(output)], monkeypatch) == 1
+    assert "ada-voice-joy-2.wav: no such audio file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "run"]
+
+
+def zero_a_layer(model: onnx.ModelProto) -> onnx.ModelProto:
+    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weights.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(weights)), weights.name))
+    return model
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_file_that_computes_something_else_never_replaces_a_good_one(
+    precision: str, evaluated: Run, conversion: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "emotion.onnx"
+    output.write_bytes(b"the good one")
+    monkeypatch.setattr(
+        export_module, "to_onnx", lambda *_: zero_a_layer(onnx.ModelProto.FromString(conversion))
+    )
+    with pytest.raises(ExportError, match="nothing was written"):
+        export_run(evaluated, output, precision=precision)
+    assert output.read_bytes() == b"the good one"
+    assert [path.name for path in tmp_path.iterdir()] == ["emotion.onnx"]
+
+
+def test_a_description_that_does_not_fit_is_found_out(
+    evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converted_before: None
+) -> None:
+    describe = export_module.describe
+    monkeypatch.setattr(
+        export_module, "describe", lambda *arguments: replace(describe(*arguments), window_samples=12288)
+    )
+    with pytest.raises(SerError):
+        export_run(evaluated, tmp_path / "emotion.onnx", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_file_above_a_megabyte() -> Iterator[None]:
+    """Make the system refuse to write more into one file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_no_file(
+    evaluated: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    converted_before: None,
+    no_file_above_a_megabyte: None,
+) -> None:
+    output = tmp_path / "emotion.onnx"
+    assert (
+        command(["export", str(evaluated.path), "--precision", "fp32", "-o", str(output)], monkeypatch) == 1
+    )
+    assert capsys.readouterr().err.strip() == f"sertool: {output}: cannot be written (File too large)"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_written_is_one_line(
+    evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    output = tmp_path / "file" / "emotion.onnx"
+    assert command(["export", str(evaluated.path), "-o", str(output)], monkeypatch) == 1
+    assert capsys.readouterr().err.startswith(f"sertool: {output}: cannot be written (")
+
+
+def test_the_command_writes_the_file_and_says_what_it_is(evaluated: Run, tmp_path: Path) -> None:
+    output = tmp_path / "emotion.onnx"
+    output.write_bytes(b"an earlier one")
+    arguments = ["export", str(evaluated.path), "--calibration-clips", "6", "-o", str(output)]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sertool"), *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.replace("\n", "") == f"{output}: replaced", "no warning of a library reaches the user"
+    for fact in ("mobilenet15, int8", "0.67 M", "of 36 training clips", "SNR", UNSPECIFIED_LICENCE):
+        assert fact in done.stdout
+    described = onnx.load(output).metadata_props
+    assert [entry.key for entry in described] == [METADATA_KEY]

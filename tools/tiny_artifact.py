@@ -1,0 +1,87 @@
+"""Write a valid model file by hand: the mean over time of the log-Mel frames, and one linear layer.
+
+It recognises nothing; it is for trying out what reads model files, without torch and without a corpus.
+
+    python tools/tiny_artifact.py tiny.onnx
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_runtime.artifact import METADATA_KEY, Artifact, GoldenVector, golden_signal
+from edge_runtime.frontend import FrontEnd, Normalization, log_mel
+
+LABELS = ("anger", "joy", "neutral", "sadness")
+
+
+def tiny_model(
+    artifact: Artifact | None = None, description: str | None = None, **changes: Any
+) -> onnx.ModelProto:
+    """Return the model.
+
+    Args:
+        artifact: its description; a correct one when None.
+        description: the description's text, instead of the artifact's.
+        **changes: fields of the artifact to set otherwise.
+    """
+    artifact = artifact or tiny_artifact()
+    weights, bias = _layer(len(artifact.labels))
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["log_mel", "axes"], ["mean"], keepdims=0),
+            helper.make_node("Gemm", ["mean", "weights", "bias"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["N", 1, "frames", 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(artifact.labels)])],
+        [
+            numpy_helper.from_array(np.array([1, 2]), "axes"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(bias, "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {METADATA_KEY: description or replace(artifact, **changes).to_json()})
+    return model
+
+
+def _layer(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(7)
+    return (
+        random.normal(0, 0.3, (64, classes)).astype(np.float32),
+        random.normal(0, 0.1, classes).astype(np.float32),
+    )
+
+
+def tiny_artifact(window_samples: int = 32000) -> Artifact:
+    """Return the description of the tiny model, with the golden vector worked out in numpy."""
+    normalization = Normalization((-40.0,) * 64, (20.0,) * 64)
+    frames = log_mel(golden_signal(window_samples))
+    weights, bias = _layer(len(LABELS))
+    logits = normalization.apply(frames).mean(axis=0) @ weights + bias
+    return Artifact(
+        labels=LABELS,
+        front_end=FrontEnd(),
+        normalization=normalization,
+        window_samples=window_samples,
+        network="tiny",
+        precision="fp32",
+        licence="CC0-1.0",
+        golden=GoldenVector(tuple(frames.mean(axis=0).tolist()), tuple(logits.tolist())),
+        parameters=weights.size + bias.size,
+        macs=weights.size,
+        provenance={"recipe": "written by hand"},
+        metrics={"UAR": 0.25, "UAR 95 % interval": [0.2, 0.3]},
+    )
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_bytes(tiny_model().SerializeToString())

@@ -1,0 +1,71 @@
+"""The command ``sertool``: a module per group of subcommands; each imports heavy libraries only when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edge_runtime.errors import SerError
+from sertool import __version__
+from sertool.cli import corpus, embed, evaluate, export, graph, recipe, split, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train speech emotion recognisers small enough for ARM boards.",
+)
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(split.app, name="split")
+app.command("embed")(embed.embed)
+app.command("graph")(graph.graph)
+app.add_typer(recipe.app, name="recipe")
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sertool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Options that stand before the subcommand."""
+
+
+def main() -> None:
+    """Run ``sertool``; a failure is one line on stderr: exit code 2 for usage, 1 for a failure, 130 for Ctrl-C."""
+    # typer's own error boxes span several lines; outside its standalone mode they arrive here as exceptions.
+    try:
+        code = app(standalone_mode=False)
+    except SerError as error:
+        code = _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        code = _fail_usage(error)
+    except OSError as error:
+        code = _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+    if code == 130:  # typer turns Ctrl-C into this code and says nothing
+        _fail("interrupted; the same command goes on from here", code)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"sertool: {message}", err=True)
+    return code
+
+
+def _fail_usage(error: typer.TyperException) -> int:
+    message = error.format_message()
+    if not message:  # a command group without a command has printed its help
+        return 2
+    context = getattr(error, "ctx", None)
+    return _fail(f"{message} See: {context.command_path if context else 'sertool'} --help", 2)

@@ -1,0 +1,54 @@
+"""What the commands share: progress bars on stderr, tables on stdout, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+STATUS = Console(stderr=True)
+OUTPUT = Console()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Give a progress display with counts and time left; it draws only on a terminal."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=STATUS, disable=not STATUS.is_terminal) as progress:
+        yield progress
+
+
+def spectrogram_progress(progress: Progress) -> Callable[[int, int], None]:
+    """Add a bar for log-Mel spectrograms, seen only while they are computed; return what it is told the counts by."""
+    task = progress.add_task("log-Mel spectrograms", visible=False)
+
+    def show(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total, visible=done < total)
+
+    return show
+
+
+def print_status(text: str) -> None:
+    """Print one line on stderr as it is, above the progress bars where there are any."""
+    STATUS.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document on stdout, unstyled."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

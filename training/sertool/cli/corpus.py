@@ -1,0 +1,313 @@
+"""``sertool corpus``: which corpora are known, manifests from them, and what is wrong with a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_runtime.errors import UsageError, nearest
+from sertool.cli.console import print_json, progress_bar
+
+if TYPE_CHECKING:
+    from sertool.corpora.adapters import Corpus
+    from sertool.corpora.manifest import Clip, Manifest
+
+app = typer.Typer(no_args_is_help=True, help="List, make and check corpora.")
+
+# What stands where the name of a published corpus would, and what it is.
+_OWN_SOURCES = {
+    "folder": "your own clips; label and speaker stand in their paths",
+    "csv": "your own table, with any column names",
+    "synthetic": "spoken by espeak-ng on this machine; no download",
+}
+_OWN_OPTIONS = {
+    "folder": {"--root", "--language", "--speaker-pattern", "--label-pattern"},
+    "csv": {
+        *("--table", "--root", "--language", "--file-column", "--speaker-column", "--label-column"),
+        *("--gender-column", "--sentence-column"),
+    },
+    "synthetic": {"--root", "--language", "--speakers", "--sentences"},
+}
+_FOLDER = "Only for folder"
+_CSV = "Only for csv"
+_SYNTHETIC = "Only for synthetic"
+
+
+@app.command("list")
+def list_corpora(
+    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List the corpora that have an adapter: language, size, emotions, licence and where to get them.
+
+    Example: sertool corpus list
+    """
+    from sertool.corpora.adapters import CORPORA
+
+    if json:
+        fields = ("name", "title", "language", "speakers", "clips", "labels", "licence", "home", "layout")
+        print_json([{field: getattr(corpus, field) for field in fields} for corpus in CORPORA.values()])
+        return
+    for corpus in CORPORA.values():
+        typer.echo(
+            f"{corpus.name:10} {corpus.language}  {corpus.speakers:3} speakers  {len(corpus.labels)} labels  "
+            f"{corpus.clips:5} clips  {corpus.licence:34}  {corpus.home}"
+        )
+    for name, what in _OWN_SOURCES.items():
+        typer.echo(f"{name:10} {what}")
+
+
+@app.command()
+def make(
+    name: Annotated[
+        str, typer.Argument(help="A corpus of 'sertool corpus list', or folder, csv, synthetic.")
+    ],
+    root: Annotated[
+        Path | None, typer.Option(help="The corpus' folder; for csv, where relative files lie.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")] = Path(
+        "manifest.csv"
+    ),
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Rename a label; may be repeated.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Leave a label out; may be repeated.")
+    ] = None,
+    all_labels: Annotated[
+        bool, typer.Option("--all-labels", help="Keep what publications leave out (DEMoS: neutral).")
+    ] = False,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Write files relative to the manifest, not absolute.")
+    ] = False,
+    language: Annotated[
+        str | None, typer.Option(help="Language code, for folder, csv and synthetic (synthetic: en, de, it).")
+    ] = None,
+    speaker_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Its first group, in the path, is the speaker.", rich_help_panel=_FOLDER
+        ),
+    ] = None,
+    label_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Its first group, in the path, is the label.", rich_help_panel=_FOLDER
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="The table to read.", rich_help_panel=_CSV)] = None,
+    file_column: Annotated[
+        str | None, typer.Option(help="Column of the files.", rich_help_panel=_CSV)
+    ] = None,
+    speaker_column: Annotated[
+        str | None, typer.Option(help="Column of the speakers.", rich_help_panel=_CSV)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels.", rich_help_panel=_CSV)
+    ] = None,
+    gender_column: Annotated[
+        str | None, typer.Option(help="Column of the genders.", rich_help_panel=_CSV)
+    ] = None,
+    sentence_column: Annotated[
+        str | None, typer.Option(help="Column of the sentences.", rich_help_panel=_CSV)
+    ] = None,
+    speakers: Annotated[
+        int | None, typer.Option(help="How many speakers; 12 if not given.", rich_help_panel=_SYNTHETIC)
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option(help="How many sentences; 6 if not given.", rich_help_panel=_SYNTHETIC)
+    ] = None,
+) -> None:
+    r"""Make a manifest: one row a clip, with file, speaker, label and what else the corpus tells.
+
+    Examples:
+
+      sertool corpus make emodb --root ~/corpora/emodb -o emodb.csv
+
+      sertool corpus make ravdess --root ~/corpora/ravdess --rename calm=neutral -o ravdess.csv
+
+      sertool corpus make folder --root recordings -o mine.csv      (recordings/SPEAKER/LABEL/clip.wav)
+
+      sertool corpus make folder --root recordings --speaker-pattern '([^/_]+)_[^/]*$' -o mine.csv
+      (recordings/LABEL/SPEAKER_clip.wav)
+
+      sertool corpus make csv --table clips.csv --file-column path --label-column emotion -o mine.csv
+
+      sertool corpus make synthetic --root synthetic/en -o synthetic-en.csv
+    """
+    from sertool.corpora.adapters import relabelled
+    from sertool.corpora.manifest import Manifest
+
+    if output.suffix != ".csv":
+        raise UsageError(f"{output}: a manifest is written as CSV; give a name that ends in .csv")
+    renames = _renames(rename or [])
+    options = {
+        "--language": language,
+        "--speaker-pattern": speaker_pattern,
+        "--label-pattern": label_pattern,
+        "--table": table,
+        "--file-column": file_column,
+        "--speaker-column": speaker_column,
+        "--label-column": label_column,
+        "--gender-column": gender_column,
+        "--sentence-column": sentence_column,
+        "--speakers": speakers,
+        "--sentences": sentences,
+        "--all-labels": all_labels or None,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    clips = relabelled(_clips(name, root, given), renames, drop or [])
+    if relative:
+        folder = output.parent.resolve()
+        clips = [replace(clip, file=os.path.relpath(clip.path, folder)) for clip in clips]
+    manifest = Manifest(tuple(clips), output)
+    manifest.save(output)
+    typer.echo(f"{output}: {summary(manifest)}")
+
+
+def _clips(name: str, root: Path | None, given: dict[str, Any]) -> list[Clip]:
+    from sertool.corpora.adapters import CORPORA
+
+    if name not in _OWN_SOURCES and name not in CORPORA:
+        raise UsageError(f"corpus {name!r} is not known; {nearest(name, [*CORPORA, *_OWN_SOURCES])}")
+    stray = sorted(set(given) - _OWN_OPTIONS.get(name, {"--all-labels"}))
+    if stray:
+        raise UsageError(f"{stray[0]} does not apply to {name}; see: sertool corpus make --help")
+    if name == "csv":
+        return _table_clips(root, given)
+    if root is None:
+        what = "write the clips to" if name == "synthetic" else "read the clips from"
+        raise UsageError(f"give --root DIR, the folder to {what}")
+    if name == "folder":
+        from sertool.corpora.own_data import folder_clips
+
+        return folder_clips(
+            root, given.get("--speaker-pattern"), given.get("--label-pattern"), given.get("--language", "")
+        )
+    if name == "synthetic":
+        return _synthetic_clips(root, given)
+    return _published_clips(CORPORA[name], root, "--all-labels" in given)
+
+
+def _published_clips(corpus: Corpus, root: Path, all_labels: bool) -> list[Clip]:
+    from sertool.corpora.adapters import corpus_clips
+
+    clips = corpus_clips(corpus, root)
+    usual = [clip for clip in clips if clip.label not in corpus.left_out]
+    if len(usual) != corpus.clips:
+        typer.echo(
+            f"note: {corpus.title} has {corpus.clips} clips when complete, {root} has {len(usual)}", err=True
+        )
+    return clips if all_labels else usual
+
+
+def _table_clips(root: Path | None, given: dict[str, Any]) -> list[Clip]:
+    from sertool.corpora.own_data import table_clips
+
+    if "--table" not in given:
+        raise UsageError("give --table FILE, the table to read")
+    columns = {
+        column: given[f"--{column}-column"]
+        for column in ("file", "speaker", "label", "gender", "sentence")
+        if f"--{column}-column" in given
+    }
+    return table_clips(given["--table"], root, columns, given.get("--language", ""))
+
+
+def _synthetic_clips(root: Path, given: dict[str, Any]) -> list[Clip]:
+    from sertool.corpora.synthetic import PROSODY, synthesise
+
+    speakers, sentences = given.get("--speakers", 12), given.get("--sentences", 6)
+    spoken = synthesise(root, given.get("--language", "en"), speakers, sentences)
+    with progress_bar() as progress:
+        return list(progress.track(spoken, total=speakers * sentences * len(PROSODY), description="speaking"))
+
+
+def _renames(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename {text!r}: write OLD=NEW, such as calm=neutral")
+        pairs[old] = new
+    return pairs
+
+
+def summary(manifest: Manifest) -> str:
+    """Say in one line what a manifest holds."""
+    genders = Counter(manifest.genders.values())
+    known = f" ({genders['f']} f, {genders['m']} m)" if genders["f"] + genders["m"] else ""
+    labels = Counter(clip.label for clip in manifest.clips)
+    return (
+        f"{len(manifest)} clips, {len(manifest.speakers)} speakers{known}, {len(labels)} labels: "
+        + ", ".join(f"{label} {labels[label]}" for label in manifest.labels)
+    )
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The manifest to check.")],
+    shortest: Annotated[float, typer.Option(help="Shorter clips are a problem (seconds).")] = 0.3,
+    longest: Annotated[float, typer.Option(help="Longer clips are a problem (seconds).")] = 300.0,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Report this kind, but as no problem; may be repeated."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Decode every clip and list all that is wrong; the exit code is 1 if there is a problem.
+
+    Kinds: unreadable, truncated, silent, too short, too long, clipped, duplicate, gender, spelling, one speaker,
+    narrow band.
+
+    Problems you know of and live with become remarks with --accept.
+
+    Examples:
+
+      sertool corpus check manifest.csv
+
+      sertool corpus check manifest.csv --accept clipped --accept "narrow band" --json
+    """
+    from sertool.corpora.check import KINDS, check_manifest
+    from sertool.corpora.manifest import load_manifest
+
+    accepted = set(accept or [])
+    for kind in sorted(accepted - set(KINDS)):
+        raise UsageError(f"--accept {kind!r}: no such kind; {nearest(kind, KINDS)}")
+    if not 0 <= shortest < longest:
+        raise UsageError(
+            f"--shortest {shortest:g} must be less than --longest {longest:g}, and neither negative"
+        )
+    manifest = load_manifest(path)
+    with progress_bar() as progress:
+        report = check_manifest(
+            manifest,
+            shortest,
+            longest,
+            lambda heard: progress.track(heard, total=len(manifest), description="decoding"),
+        )
+    problems = [finding for finding in report.findings if finding.kind not in accepted]
+    remarks = [finding for finding in report.findings if finding.kind in accepted]
+    if json:
+        print_json(
+            {
+                "clips": len(manifest),
+                "speakers": len(manifest.speakers),
+                "labels": dict(sorted(Counter(clip.label for clip in manifest.clips).items())),
+                "seconds": round(report.seconds, 3),
+                "problems": [asdict(finding) for finding in problems],
+                "remarks": [asdict(finding) for finding in remarks],
+            }
+        )
+    else:
+        for finding in report.findings:
+            known = " (accepted)" if finding.kind in accepted else ""
+            typer.echo(f"{finding.kind}{known}: {finding.subject}: {finding.detail}")
+        typer.echo(f"{path}: {summary(manifest)}; {report.seconds / 60:.1f} minutes")
+        typer.echo(f"{path}: {len(problems)} problem(s), {len(remarks)} remark(s)")
+    if problems:
+        raise typer.Exit(1)

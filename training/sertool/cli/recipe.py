@@ -1,0 +1,41 @@
+"""``sertool recipe``: write and check training recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_runtime.errors import UsageError
+from sertool.files import write_text
+from sertool.recipe import Recipe, load_recipe, write_recipe
+
+app = typer.Typer(no_args_is_help=True, help="Write and check training recipes.")
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a recipe with the paper's settings and a comment on every key.
+
+    Example: sertool recipe new recipe.toml
+    """
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; give another name or --force")
+    write_text(path, write_recipe(Recipe()))
+    typer.echo(f"{path}: edit it, then run: sertool train {path} -o runs/first")
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="The recipe.")],
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a value.")] = [],  # noqa: B006
+) -> None:
+    """Validate a recipe and print it whole, with every default.
+
+    Example: sertool recipe check recipe.toml --set training.epochs=10
+    """
+    typer.echo(write_recipe(load_recipe(path, overrides)))

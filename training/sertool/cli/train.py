@@ -1,0 +1,114 @@
+"""``sertool train``: train a light CNN by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+
+from edge_runtime.errors import UsageError
+from sertool.cli.console import print_status, progress_bar, spectrogram_progress
+from sertool.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from sertool.fit import EpochReport
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe; write one with: sertool recipe new.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. [default: runs/ and the recipe's name]")
+    ] = None,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. training.epochs=10."),
+    ] = [],  # noqa: B006
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|all",
+            help="Fold of the split, counted from 1, or 'all' to train each into OUTPUT/fold-K. [default: data.fold]",
+        ),
+    ] = None,
+) -> None:
+    """Train a light CNN; the same command goes on with an interrupted run.
+
+    The speakers of the test part are never seen. Ctrl-C is safe at any time.
+
+    Examples:
+
+      sertool train recipe.toml -o runs/base
+
+      sertool train recipe.toml -o runs/graph --set neighbours.graph=graph --set neighbours.alpha=0.1
+
+      sertool train recipe.toml -o runs/loso --fold all
+    """
+    from sertool.fit import fit
+
+    chosen = _absolute(load_recipe(recipe, overrides))
+    folder = output or Path("runs") / recipe.stem
+    for number, run in _folds(chosen, folder, fold):
+        if (run / "checkpoint.safetensors").is_file():
+            print_status(f"{run}: finished already")
+        data = chosen.data.model_copy(update={"fold": number})
+        with progress_bar() as progress:
+            try:
+                fit(
+                    chosen.model_copy(update={"data": data}),
+                    run,
+                    on_epoch=_epoch_display(progress, run, chosen.training.epochs),
+                    on_features=spectrogram_progress(progress),
+                )
+            except KeyboardInterrupt:
+                print_status(f"{run}: interrupted; the same command goes on after the last whole epoch")
+                raise typer.Exit(130) from None
+    typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
+
+
+def _epoch_display(progress: Progress, run: Path, epochs: int) -> Callable[[EpochReport], None]:
+    """Return what shows each epoch: a bar on a terminal, elsewhere a line every ten epochs and after the last."""
+    task = progress.add_task(str(run), total=epochs)
+
+    def show(report: EpochReport) -> None:
+        text = f"{run}: {_describe(report)}"
+        progress.update(task, completed=report.epoch, description=text)
+        if progress.disable and (report.epoch % 10 == 0 or report.epoch == epochs):
+            print_status(text)
+
+    return show
+
+
+def _describe(report: EpochReport) -> str:
+    return (
+        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  neighbour loss {report.neighbour_loss:.4f}  "
+        f"learning rate {report.learning_rate:.2g}  {report.seconds:.1f} s"
+    )
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths in a recipe are meant from the folder the command runs in; a run keeps them absolute."""
+    data, neighbours = recipe.data, recipe.neighbours
+    paths = {"manifest": str(Path(data.manifest).absolute()), "split": str(Path(data.split).absolute())}
+    graph = str(Path(neighbours.graph).absolute()) if neighbours.graph else ""
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update=paths),
+            "neighbours": neighbours.model_copy(update={"graph": graph}),
+        }
+    )
+
+
+def _folds(recipe: Recipe, folder: Path, fold: str | None) -> list[tuple[int, Path]]:
+    from sertool.corpora.splits import load_split
+
+    if fold == "all":
+        count = len(load_split(recipe.data.split).folds)
+        return [(number, folder / f"fold-{number}") for number in range(1, count + 1)]
+    if fold is None:
+        return [(recipe.data.fold, folder)]
+    if not fold.isdecimal():
+        raise UsageError(f"--fold {fold!r}: expected the number of a fold, or 'all'")
+    return [(int(fold), folder)]

@@ -1,0 +1,174 @@
+"""Evaluation of runs on speakers they never saw: UAR, accuracy, confusion, per speaker, per gender, with intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.errors import SerError, UsageError
+from edge_runtime.frontend import FloatArray
+from edge_runtime.recognizer import softmax
+from sertool.features import Progress, log_mel_windows
+from sertool.files import write_json, write_text
+from sertool.metrics import (
+    IntArray,
+    accuracy,
+    confusion_matrix,
+    speaker_interval,
+    unweighted_average_recall,
+)
+from sertool.networks import predict
+from sertool.run import Run, RunError, read_metrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one or several runs say of test items.
+
+    Attributes:
+        labels: class names in the order of the columns of ``probabilities``.
+        keys: the clips.
+        speakers: who speaks in each.
+        genders: ``f``, ``m`` or empty, for each clip.
+        truth: int64 (N,), positions of the true labels.
+        probabilities: float32 (N, classes).
+    """
+
+    labels: tuple[str, ...]
+    keys: tuple[str, ...]
+    speakers: tuple[str, ...]
+    genders: tuple[str, ...]
+    truth: IntArray
+    probabilities: FloatArray
+
+    @property
+    def predicted(self) -> IntArray:
+        """Positions of the most probable labels (N,)."""
+        return self.probabilities.argmax(axis=1)
+
+    def confusion(self, chosen: Sequence[bool] | None = None) -> IntArray:
+        """Return the confusion matrix of all items, or of those that ``chosen`` marks."""
+        mask = np.ones(len(self.truth), bool) if chosen is None else np.asarray(chosen)
+        return confusion_matrix(self.truth[mask], self.predicted[mask], len(self.labels))
+
+    def save(self, path: Path) -> None:
+        """Write one row an item: file, speaker, gender, truth, predicted label, one probability a label."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "speaker", "gender", "truth", "predicted", *self.labels])
+        for row, key in enumerate(self.keys):
+            names = [self.labels[self.truth[row]], self.labels[self.predicted[row]]]
+            shares = [f"{share:.6f}" for share in self.probabilities[row]]
+            writer.writerow([key, self.speakers[row], self.genders[row], *names, *shares])
+        write_text(path, text.getvalue())
+
+
+def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = None) -> Predictions:
+    """Apply a run's network to the clips of a part of its split.
+
+    Args:
+        run: a finished run.
+        part: ``test``, ``validation`` or ``train``.
+        on_features: told while log-Mel spectrograms are computed.
+
+    Raises:
+        UsageError: a part without speakers, or a clip with a label the run does not know.
+        AudioError: a clip cannot be read.
+        RunError: the network answers with something that is not a finite number.
+    """
+    clips = run.clips(part)
+    unknown = sorted({clip.label for clip in clips} - set(run.labels))
+    if unknown:
+        raise UsageError(
+            f"{run.recipe.data.manifest}: label {unknown[0]!r} was not trained; valid: {', '.join(run.labels)}"
+        )
+    row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
+    windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)
+    chosen = windows[[row_of[clip.key] for clip in clips]]
+    logits = predict(run.network(), run.normalization.apply(chosen))
+    if not np.isfinite(logits).all():
+        raise RunError(
+            f"{run.path}: its network answers with infinite numbers; train again, with a lower learning rate"
+        )
+    return Predictions(
+        run.labels,
+        tuple(clip.key for clip in clips),
+        tuple(clip.speaker for clip in clips),
+        tuple(clip.gender for clip in clips),
+        np.array([run.labels.index(clip.label) for clip in clips]),
+        softmax(logits),
+    )
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """Put the test items of several folds together, as if one run had predicted them all.
+
+    Raises:
+        SerError: the runs have different labels, or test one clip twice.
+    """
+    first = parts[0]
+    if any(part.labels != first.labels for part in parts):
+        raise SerError("these runs were trained on different labels and cannot be pooled; evaluate them one by one")
+    keys = tuple(key for part in parts for key in part.keys)
+    if len(set(keys)) < len(keys):
+        raise SerError("these runs test the same clip more than once and cannot be pooled; evaluate them one by one")
+    return Predictions(
+        first.labels,
+        keys,
+        tuple(speaker for part in parts for speaker in part.speakers),
+        tuple(gender for part in parts for gender in part.genders),
+        np.concatenate([part.truth for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+    )
+
+
+def summarize(predictions: Predictions) -> dict[str, Any]:
+    """Return the metrics of pooled items.
+
+    Returns:
+        ``items``, ``uar``, ``uar_interval`` (95 %, resampling speakers; None for one speaker), ``accuracy``,
+        ``labels``, ``confusion`` (true classes in rows), ``recall`` by label, ``speakers`` and ``genders`` (UAR of
+        each over the classes that occur there). UAR equals scikit-learn's ``balanced_accuracy_score``.
+    """
+    confusion = predictions.confusion()
+    speakers = np.array(predictions.speakers)
+    genders = np.array(predictions.genders)
+    by_speaker = {name: predictions.confusion(speakers == name) for name in sorted(set(predictions.speakers))}
+    by_gender = {name: predictions.confusion(genders == name) for name in sorted(set(predictions.genders)) if name}
+    low, high = speaker_interval(list(by_speaker.values()))
+    counts = confusion.sum(axis=1)
+    return {
+        "items": len(predictions.keys),
+        "uar": unweighted_average_recall(confusion),
+        "uar_interval": None if np.isnan(low) else [low, high],
+        "accuracy": accuracy(confusion),
+        "labels": list(predictions.labels),
+        "confusion": confusion.tolist(),
+        "recall": {
+            label: float(confusion[row, row] / counts[row]) if counts[row] else None
+            for row, label in enumerate(predictions.labels)
+        },
+        "speakers": {name: unweighted_average_recall(matrix) for name, matrix in by_speaker.items()},
+        "genders": {name: unweighted_average_recall(matrix) for name, matrix in by_gender.items()},
+    }
+
+
+def save_evaluation(folder: Path, part: str, predictions: Predictions, split_hash: str) -> dict[str, Any]:
+    """Write ``predictions.csv`` and this part's entry of ``metrics.json``; return the entry.
+
+    Args:
+        folder: the run, or the folder above its folds.
+        part: which part was predicted; parts other than ``test`` go to ``predictions-PART.csv``.
+        predictions: the items.
+        split_hash: of the split that says who was tested.
+    """
+    predictions.save(folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv"))
+    entry = summarize(predictions) | {"split_hash": split_hash}
+    write_json(folder / "metrics.json", read_metrics(folder) | {part: entry})
+    return entry

@@ -1,0 +1,1 @@
+"""Export of a run to one self-describing file for the device."""

@@ -1,0 +1,403 @@
+"""The training loop: a light CNN, cross entropy and the neighbour loss of the paper, in one file from top to bottom.
+
+Every epoch draws its order and its dropout from the seed and the epoch's number alone, and ends by writing all that
+the next one needs. So a run that was interrupted anywhere goes on from its last whole epoch and ends with the same
+weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
+
+from edge_runtime.errors import SerError, UsageError
+from edge_runtime.frontend import FrontEnd
+from sertool.corpora.manifest import Manifest, load_manifest
+from sertool.corpora.splits import Fold, check_split, load_split
+from sertool.features import Progress, log_mel_windows, measure_normalization
+from sertool.files import atomic_path, write_json, write_text
+from sertool.graph import NeighbourGraph, load_graph
+from sertool.losses import neighbour_loss
+from sertool.networks import Student, build_network, predict  # noqa: F401 - export.artifact takes predict from here
+from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
+from sertool.run import RunError, StudentDescription, describe_environment, save_checkpoint
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch did.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: how many there will be.
+        loss: mean cross entropy of the clips.
+        neighbour_loss: mean neighbour loss, before it is multiplied by alpha; 0 without a graph.
+        learning_rate: of this epoch.
+        seconds: it took.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    neighbour_loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The clips trained on, sorted by key.
+
+    Attributes:
+        log_mel: float32 (N, 1, frames, mel_bands), normalised.
+        targets: int64 (N,), positions of the labels.
+        neighbours: int64 (N, n), rows of this set; -1 where there is none.
+    """
+
+    log_mel: Tensor
+    targets: Tensor
+    neighbours: Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything here, by which an interrupted run knows its data again."""
+        digest = hashlib.sha256()
+        for tensor in (self.log_mel, self.targets, self.neighbours):
+            digest.update(tensor.cpu().numpy())
+        return digest.hexdigest()
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_features: Progress | None = None,
+) -> None:
+    """Train a network into a run folder; go on from where an earlier call was interrupted.
+
+    Args:
+        recipe: with absolute paths.
+        folder: the run folder; see :mod:`sertool.run` for what it holds.
+        on_epoch: told after every epoch.
+        on_features: told while log-Mel spectrograms are computed.
+
+    Raises:
+        UsageError: recipe, manifest, split and graph do not fit together, or the folder holds another run.
+        AudioError: a clip cannot be read.
+        RunError: what an interrupted run left is damaged.
+        SerError: the loss becomes infinite.
+    """
+    if (folder / "recipe.toml").is_file():
+        _refuse_other_run(recipe, folder)
+    if (folder / "checkpoint.safetensors").is_file():
+        return
+    training = recipe.training
+    device, autocast = _device(training), _autocast(recipe)
+
+    manifest = load_manifest(recipe.data.manifest)
+    fold = _fold(recipe, manifest)
+    speakers = [speaker for part in recipe.data.parts for speaker in fold.part(part)]
+    rows = manifest.indices(speakers)
+    labels = _labels(manifest, rows)
+    front_end = FrontEnd()
+    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features)[rows]
+    normalization = measure_normalization(windows)
+    student = StudentDescription(labels, front_end, normalization, recipe.data.window_samples)
+    neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
+    data = TrainingSet(
+        torch.from_numpy(normalization.apply(windows))[:, None].to(device),
+        torch.tensor([labels.index(manifest.clips[row].label) for row in rows], device=device),
+        torch.from_numpy(neighbours).to(device),
+    )
+
+    torch.manual_seed(training.seed)
+    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding)
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
+    width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)
+    bank = EmbeddingBank(len(rows), width, device)
+
+    resume = folder / "resume.safetensors"
+    fingerprint = data.fingerprint
+    reports = _resume(resume, fingerprint, network, optimizer, bank)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(training.threads or threads)
+    try:
+        _start_folder(recipe, folder)
+        with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
+            for epoch in range(len(reports), training.epochs):
+                report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast)
+                reports.append(report)
+                _save_resume(resume, fingerprint, network, optimizer, bank, reports)
+                _save_history(folder / "history.csv", reports)
+                for name in ("loss", "neighbour_loss", "learning_rate"):
+                    curves.add_scalar(name, getattr(report, name), report.epoch)
+                if on_epoch:
+                    on_epoch(report)
+    finally:
+        torch.set_num_threads(threads)
+    save_checkpoint(folder / "checkpoint.safetensors", network, student)
+    resume.unlink(missing_ok=True)
+
+
+def _epoch(
+    epoch: int,
+    network: Student,
+    optimizer: torch.optim.Adam,
+    bank: EmbeddingBank,
+    data: TrainingSet,
+    recipe: Recipe,
+    autocast: torch.autocast,
+) -> EpochReport:
+    training, neighbours = recipe.training, recipe.neighbours
+    started = time.perf_counter()
+    order = np.random.default_rng([training.seed, epoch]).permutation(len(data.targets))
+    torch.manual_seed(int(np.random.default_rng([training.seed, epoch, 1]).integers(2**62)))  # dropout
+    learning_rate = training.learning_rate * training.decay ** (epoch // training.decay_epochs)
+    optimizer.param_groups[0]["lr"] = learning_rate
+    network.train()
+    total, total_neighbour = 0.0, 0.0
+    for start in range(0, len(order), training.batch_size):
+        batch = torch.from_numpy(order[start : start + training.batch_size]).to(data.targets.device)
+        # Neighbours of the batch go through the network with it, each once, in the paper's mode.
+        extra = _outside(batch, data.neighbours) if neighbours.mode == "pass" else batch[:0]
+        together = torch.cat([batch, extra])
+        inputs = data.log_mel[together].contiguous(memory_format=torch.channels_last)
+        with autocast:
+            embeddings = network.embed(inputs)
+            logits = network.head.classify(embeddings)
+        compared = (embeddings if neighbours.layer == "fc1" else logits).float()
+        cross_entropy = functional.cross_entropy(logits[: len(batch)].float(), data.targets[batch])
+        others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
+        graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
+        loss = cross_entropy + neighbours.alpha * graph_loss
+        if not torch.isfinite(loss):
+            raise SerError(
+                f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; "
+                "lower training.learning_rate or neighbours.alpha"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        bank.remember(batch, compared[: len(batch)])
+        total += cross_entropy.item() * len(batch)
+        total_neighbour += graph_loss.item() * len(batch)
+    return EpochReport(
+        epoch + 1,
+        training.epochs,
+        total / len(order),
+        total_neighbour / len(order),
+        learning_rate,
+        time.perf_counter() - started,
+    )
+
+
+class EmbeddingBank:
+    """The embedding that each training clip had at its last visit: neighbours without a forward pass (mode ``bank``).
+
+    Attributes:
+        embeddings: float32 (N, D).
+        visited: bool (N,); an embedding counts only after the first visit.
+    """
+
+    def __init__(self, clips: int, width: int, device: torch.device) -> None:
+        self.embeddings = torch.zeros(clips, width, device=device)
+        self.visited = torch.zeros(clips, dtype=torch.bool, device=device)
+
+    def remember(self, rows: Tensor, embeddings: Tensor) -> None:
+        """Store the embeddings (B, D) of these rows (B,)."""
+        self.embeddings[rows] = embeddings.detach()
+        self.visited[rows] = True
+
+
+def _outside(batch: Tensor, neighbours: Tensor) -> Tensor:
+    """Return the rows that are neighbours of the batch but not in it, each once."""
+    wanted = neighbours[batch].unique()
+    wanted = wanted[wanted >= 0]
+    return wanted[~torch.isin(wanted, batch)]
+
+
+def _look_up(
+    neighbours: Tensor, together: Tensor, compared: Tensor, bank: EmbeddingBank, settings: Neighbours
+) -> tuple[Tensor, Tensor]:
+    """Return embeddings (B, n, D) and weights (B, n) of the neighbours (B, n) of a batch."""
+    present = neighbours >= 0
+    rows = neighbours.clamp(min=0)
+    if settings.mode == "bank":
+        return bank.embeddings[rows], (present & bank.visited[rows]).float()
+    place = torch.zeros(int(bank.visited.numel()), dtype=torch.long, device=rows.device)
+    place[together] = torch.arange(len(together), device=rows.device)
+    return compared[place[rows]], present.float()
+
+
+def _device(training: Training) -> torch.device:
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("training.device = 'cuda': this machine has no usable GPU; use 'cpu' or 'auto'")
+    name = training.device if training.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _autocast(recipe: Recipe) -> torch.autocast:
+    device, precision = _device(recipe.training), recipe.training.precision
+    if precision == "auto":
+        precision = "bf16" if recipe.network.name != "mobilenet15" and _has_bfloat16(device) else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the hardware multiplies bfloat16; emulated, it is twenty times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _fold(recipe: Recipe, manifest: Manifest) -> Fold:
+    split = load_split(recipe.data.split)
+    check_split(split, manifest)
+    if not 1 <= recipe.data.fold <= len(split.folds):
+        raise UsageError(f"{recipe.data.split}: no fold {recipe.data.fold}; valid: 1 to {len(split.folds)}")
+    return split.folds[recipe.data.fold - 1]
+
+
+def _labels(manifest: Manifest, rows: list[int]) -> tuple[str, ...]:
+    labels = tuple(sorted({manifest.clips[row].label for row in rows}))
+    if len(labels) < 2:
+        raise UsageError(f"{manifest.path}: all training clips are labelled {labels[0]!r}; needed: two labels")
+    return labels
+
+
+def _neighbours(recipe: Recipe, keys: list[str]) -> NDArray[np.int64]:
+    """Return each training clip's neighbours as rows (N, n)."""
+    if not recipe.neighbours.graph:
+        return np.full((len(keys), 1), -1, np.int64)
+    source = _graph_folder(recipe)
+    graph = load_graph(source / "graph.csv")
+    _refuse_other_clips(graph, keys, recipe)
+    try:
+        cut = int(json.loads((source / "graph.json").read_text(encoding="utf-8"))["neighbours"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{source / 'graph.json'}: missing or damaged; make the graph again: sertool graph") from error
+    if recipe.neighbours.count > cut:
+        raise UsageError(
+            f"{source}: was cut at {cut} neighbours; make it again with "
+            f"sertool graph --neighbours {recipe.neighbours.count}, or lower neighbours.count"
+        )
+    return graph.neighbours[:, : recipe.neighbours.count]
+
+
+def _graph_folder(recipe: Recipe) -> Path:
+    return Path(recipe.neighbours.graph) / f"fold-{recipe.data.fold}"
+
+
+def _refuse_other_clips(graph: NeighbourGraph, keys: list[str], recipe: Recipe) -> None:
+    """Refuse a graph that is not over exactly the training clips: others might belong to test speakers."""
+    strange = sorted(set(graph.keys) - set(keys))
+    missing = sorted(set(keys) - set(graph.keys))
+    if strange or missing:
+        problem = f"joins {strange[0]!r}, which is not" if strange else f"lacks {missing[0]!r}, which is"
+        parts = " ".join(f"--part {part}" for part in recipe.data.parts)
+        raise UsageError(
+            f"{_graph_folder(recipe)}: {problem} a training clip of this fold; "
+            f"make it with this manifest and split: sertool graph {parts}"
+        )
+
+
+def _start_folder(recipe: Recipe, folder: Path) -> None:
+    write_text(folder / "recipe.toml", write_recipe(recipe))
+    load_split(recipe.data.split).save(folder / "split.json")
+    write_json(folder / "environment.json", describe_environment())
+    if recipe.neighbours.graph:
+        for name in ("graph.csv", "graph.json"):
+            write_text(folder / name, (_graph_folder(recipe) / name).read_text(encoding="utf-8"))
+
+
+def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
+    earlier = load_recipe(folder / "recipe.toml").model_dump()
+    for section, values in recipe.model_dump().items():
+        for key, value in values.items():
+            if earlier[section][key] != value:
+                raise UsageError(
+                    f"{folder}: holds a run with {section}.{key} = {earlier[section][key]!r}, not {value!r}; "
+                    "give another folder with -o, or delete that one"
+                )
+    # Whoever trained before the interruption must not be tested after it.
+    trained, given = load_split(folder / "split.json").hash, load_split(recipe.data.split).hash
+    if trained != given:
+        raise UsageError(
+            f"{folder}: holds a run on split {trained}, but {recipe.data.split} is now {given}; "
+            "give another folder with -o, or delete that one"
+        )
+
+
+def _save_resume(
+    path: Path,
+    fingerprint: str,
+    network: Student,
+    optimizer: torch.optim.Adam,
+    bank: EmbeddingBank,
+    reports: list[EpochReport],
+) -> None:
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"data": fingerprint, "reports": json.dumps([asdict(report) for report in reports])}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def _resume(
+    path: Path, fingerprint: str, network: Student, optimizer: torch.optim.Adam, bank: EmbeddingBank
+) -> list[EpochReport]:
+    """Load the state after the last whole epoch; return the reports so far, empty for a fresh start."""
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            trained_on = file.metadata()["data"]
+            reports = [EpochReport(**report) for report in json.loads(file.metadata()["reports"])]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged; delete it to start this run again") from error
+    if trained_on != fingerprint:
+        raise UsageError(f"{path}: clips, labels or graph changed since; delete it to start this run again")
+    network.load_state_dict(_below("network.", tensors))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        number, _, kind = name.partition(".")
+        state.setdefault(int(number), {})[kind] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    bank.embeddings.copy_(tensors["bank.embeddings"])
+    bank.visited.copy_(tensors["bank.visited"])
+    return reports
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _save_history(path: Path, reports: list[EpochReport]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(reports[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(report) for report in reports)
+    write_text(path, text.getvalue())

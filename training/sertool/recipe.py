@@ -1,0 +1,206 @@
+"""The recipe: everything that decides a training run, as one TOML file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomllib
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge_runtime.errors import UsageError, nearest
+
+PAPER_WINDOW_SAMPLES = 95744
+"""5.984 s: the 373 frames of the paper's 373 x 64 log-Mel spectrograms."""
+
+SHORTEST_WINDOW_SAMPLES = 8448
+"""32 frames: the fewest that the five halvings of VGG-15 and ResNet-9 leave a frame of."""
+
+LONGEST_WINDOW_SAMPLES = 960_000
+"""One minute."""
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys and values of another type are errors; what was read does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """What is learned from."""
+
+    manifest: str = Field("manifest.csv", description="the corpus, as made by: sertool corpus make")
+    split: str = Field("split.json", description="who trains and who tests, as made by: sertool split make")
+    fold: int = Field(1, ge=1, description="which fold of the split; sertool train --fold sets it")
+    parts: tuple[Literal["train", "validation"], ...] = Field(
+        ("train",),
+        min_length=1,
+        strict=False,  # TOML knows lists, not tuples
+        description='parts trained on: ["train"], or ["train", "validation"] before a final test',
+    )
+    corpus: str = Field("", description="name of the corpus, for the model's papers; see: sertool corpus list")
+    licence: str = Field("", description="licence that the corpus puts on the weights; empty: that of the named corpus")
+    window_samples: int = Field(
+        PAPER_WINDOW_SAMPLES,
+        ge=SHORTEST_WINDOW_SAMPLES,
+        le=LONGEST_WINDOW_SAMPLES,
+        description="clips are repeated or cut to this length at 16 kHz; 95744 = 373 frames",
+    )
+
+
+class Network(Section):
+    """The light network."""
+
+    name: Literal["vgg15", "resnet9", "cnn6", "mobilenet15"] = Field(
+        "resnet9", description="vgg15, resnet9, cnn6 or mobilenet15"
+    )
+    time_padding: Literal["same", "causal"] = Field(
+        "same", description="same: the paper's networks; causal: needs no future frames, streams exactly"
+    )
+
+
+class Neighbours(Section):
+    """The neighbour loss (equation 2); without a graph the network is trained with cross entropy alone."""
+
+    graph: str = Field("", description="folder made by: sertool graph; empty: no neighbour loss")
+    count: int = Field(3, ge=1, description="at most this many neighbours of a clip (n); the paper tries 3, 6, 9")
+    alpha: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="weight of the neighbour loss; the paper: 0.01, 0.1, 1"
+    )
+    distance: Literal["cosine", "l1", "l2"] = Field(
+        "cosine", description="distance of embeddings: cosine (paper), l1, l2"
+    )
+    layer: Literal["fc1", "fc2"] = Field("fc1", description="which embedding is compared: fc1 (256) or fc2 (logits)")
+    mode: Literal["pass", "bank"] = Field(
+        "pass",
+        description="pass: neighbours go through the network with the batch, as in the paper; "
+        "bank: remembered embeddings, nearly free, without gradient through the neighbour",
+    )
+
+
+class Training(Section):
+    """The optimisation; defaults are the paper's (section 3.2)."""
+
+    epochs: int = Field(50, ge=1, description="fixed length: the last epoch is the result")
+    batch_size: int = Field(16, ge=2, description="clips a step")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam, at the start")
+    decay: float = Field(0.9, gt=0, le=1, description="the learning rate is multiplied by this ...")
+    decay_epochs: int = Field(5, ge=1, description="... after so many epochs")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and dropout")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="auto: bfloat16, but fp32 for mobilenet15, whose depthwise layers bfloat16 slows down",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: all cores")
+
+
+class Recipe(Section):
+    """A whole recipe.
+
+    Example:
+        >>> Recipe().training.epochs
+        50
+    """
+
+    data: Data = Data()
+    network: Network = Network()
+    neighbours: Neighbours = Neighbours()
+    training: Training = Training()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "network": Network,
+    "neighbours": Neighbours,
+    "training": Training,
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: a TOML file; keys that it leaves out take their defaults.
+        overrides: ``section.key=value`` texts that replace what the file says.
+
+    Raises:
+        UsageError: a missing file, bad TOML, an unknown section or key (with the nearest valid one), or a value that
+            the field does not take.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such recipe; write one with: sertool recipe new {path}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from error
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a recipe that is already a dictionary; see :func:`load_recipe`."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error)}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise UsageError(f"--set {override!r}: expected section.key=value, e.g. training.epochs=10")
+    if section not in SECTIONS:
+        raise UsageError(f"--set {override!r}: no section {section!r}; {nearest(section, SECTIONS)}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is meant as a string: --set network.name=cnn6
+    table = content.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"--set {override!r}: the recipe's {section!r} is not a section")
+    table[key.strip()] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one line with the alternatives."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        if len(path) == 1:
+            return f"no section [{path[0]}]; {nearest(path[0], SECTIONS)}"
+        return f"no key {path[1]!r} in [{path[0]}]; {nearest(path[1], SECTIONS[path[0]].model_fields)}"
+    if first["type"] == "model_type":
+        return f"{path[0]} = {first['input']!r}: expected a section [{path[0]}]"
+    reason = first["msg"][0].lower() + first["msg"][1:].replace("tuple", "list")
+    if first["type"] == "literal_error":
+        reason = nearest(str(first["input"]), re.findall("'(.+?)'", first["ctx"]["expected"]))
+    return f"{'.'.join(path)} = {first['input']!r}: {reason}"
+
+
+def write_recipe(recipe: Recipe) -> str:
+    r"""Return a recipe as TOML in which a comment explains every key.
+
+    Example:
+        >>> print("\n".join(write_recipe(Recipe()).splitlines()[:4]))
+        # What is learned from.
+        [data]
+        # the corpus, as made by: sertool corpus make
+        manifest = "manifest.csv"
+    """
+    lines = []
+    for name, section in SECTIONS.items():
+        lines += [f"# {(section.__doc__ or '').strip()}", f"[{name}]"]
+        values = getattr(recipe, name)
+        for key, field in section.model_fields.items():
+            value = getattr(values, key)
+            # JSON's strings, numbers, booleans and lists are TOML's too.
+            lines += [f"# {field.description}", f"{key} = {json.dumps(value, ensure_ascii=False)}"]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Teachers: large speech encoders, or earlier runs of our own, and the embeddings they give."""
