@@ -43,9 +43,7 @@ def install(folder: Path) -> Path:
     source = shutil.copytree(REPOSITORY / "edge_runtime", folder / "source", ignore=ignored)
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv" / "bin"
-    subprocess.run(
-        [programs / "python", "-m", "pip", "install", "--quiet", f"{source}[onnx,mic]"], check=True
-    )
+    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", f"{source}[onnx,mic]"], check=True)
     return programs
 
 
@@ -54,9 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         programs = install(folder)
-        listing = subprocess.run(
-            [programs / "python", "-c", LIST_PACKAGES], capture_output=True, text=True, check=True
-        )
+        listing = subprocess.run([programs / "python", "-c", LIST_PACKAGES], capture_output=True, text=True, check=True)
         sizes: dict[str, int] = json.loads(listing.stdout)
         carried = {package: size for package, size in sizes.items() if package not in INSTALLERS}
         for package, size in sorted(carried.items(), key=lambda item: -item[1]):

@@ -22,9 +22,7 @@ from edge_runtime.frontend import FrontEnd, Normalization, log_mel
 LABELS = ("anger", "joy", "neutral", "sadness")
 
 
-def tiny_model(
-    artifact: Artifact | None = None, description: str | None = None, **changes: Any
-) -> onnx.ModelProto:
+def tiny_model(artifact: Artifact | None = None, description: str | None = None, **changes: Any) -> onnx.ModelProto:
     """Return the model.
 
     Args:
@@ -79,7 +77,7 @@ def tiny_artifact(window_samples: int = 32000) -> Artifact:
         parameters=weights.size + bias.size,
         macs=weights.size,
         provenance={"recipe": "written by hand"},
-        metrics={"UAR": 0.25, "UAR 95 % interval": [0.2, 0.3]},
+        metrics={"test": {"uar": 0.25, "uar_interval": [0.2, 0.3], "items": 8, "speakers": 2}},
     )
 
 

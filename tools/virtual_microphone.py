@@ -79,9 +79,7 @@ class VirtualMicrophone:
 
     def _await_server(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while subprocess.run(
-            ["pactl", "info"], env=self.environment, capture_output=True, check=False
-        ).returncode:
+        while subprocess.run(["pactl", "info"], env=self.environment, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline or self.process.poll() is not None:
                 self.close()
                 raise RuntimeError("pulseaudio did not come up")
@@ -112,9 +110,7 @@ def main() -> None:
     """Run a command that finds the virtual microphone, and optionally play a file once it had time to start."""
     parser = argparse.ArgumentParser(description="Run a command with a virtual microphone.")
     parser.add_argument("--play", metavar="WAV", help="16 kHz mono file to play after --delay")
-    parser.add_argument(
-        "--delay", type=float, default=2.0, help="seconds from the command's start to playing"
-    )
+    parser.add_argument("--delay", type=float, default=2.0, help="seconds from the command's start to playing")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if not arguments.command:

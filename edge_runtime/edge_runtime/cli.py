@@ -155,27 +155,29 @@ def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
         "licence": artifact.licence,
         "self-test": "passed",
     }
-    lines = [f"{name:<12} {value}" for name, value in rows.items()]
-    for title, content in (("metrics", artifact.metrics), ("provenance", artifact.provenance)):
-        lines += [title, *_indented(content)]
-    return lines
+    rows |= {f"on {part}": _result(found) for part, found in artifact.metrics.items()}
+    rows |= _origin(artifact.provenance)
+    return [f"{name:<12} {value}" for name, value in rows.items()]
 
 
-def _indented(content: dict[str, Any], indent: str = "  ") -> list[str]:
-    """Write nested JSON as indented lines, numbers shortened."""
-    lines = []
-    for name, value in content.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}", *_indented(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{name:<{22 - len(indent)}} {_short(value)}")
-    return lines
+def _result(found: Any) -> str:
+    """Say how good the model was on one part of its split."""
+    if not isinstance(found, dict) or not isinstance(found.get("uar"), float):
+        return json.dumps(found)
+    interval = found.get("uar_interval")
+    between = f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+    return f"UAR {found['uar']:.1%}{between}, {found.get('items')} clips of {found.get('speakers')} unseen speakers"
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_short(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _origin(provenance: dict[str, Any]) -> dict[str, str]:
+    """Say what the model was made of; the recipe and all versions are in the JSON form."""
+    named = {
+        "corpora": ", ".join(corpus.get("name") or "unnamed" for corpus in provenance.get("corpora", [])),
+        "speakers": provenance.get("speakers"),
+        "teacher": (provenance.get("teacher") or {}).get("name"),
+        "made by": f"sertool {provenance['versions'].get('sertool')}" if "versions" in provenance else None,
+    }
+    return {name: str(value) for name, value in named.items() if value}
 
 
 def _file(arguments: argparse.Namespace) -> int:
@@ -203,7 +205,7 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
     """Return one recording's answer as a whole, and its events."""
     import numpy as np
 
-    from edge_runtime.events import NO_SPEECH, answer
+    from edge_runtime.events import answer
     from edge_runtime.session import Session
     from edge_runtime.sources import AudioFile
 
@@ -226,7 +228,7 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
     if any(event.kind == "begin" for event in events):
         whole = answer(recognizer.probabilities(clip), artifact, settings.threshold)
     else:
-        whole = {"label": NO_SPEECH, "probability": None, "probabilities": {}}
+        whole = {"label": events[-1].label, "probability": None, "probabilities": {}}
     return {"file": path, "seconds": seconds, **whole, "events": [event.to_dict() for event in events]}
 
 

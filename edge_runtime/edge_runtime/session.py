@@ -8,11 +8,14 @@ from math import ceil
 
 import numpy as np
 
-from edge_runtime.events import NO_SPEECH, Event, Kind, SegmentAverage, answer
+from edge_runtime.events import NO_SPEECH, UNCERTAIN, Event, Kind, SegmentAverage, answer
 from edge_runtime.frontend import FloatArray, as_samples
 from edge_runtime.gate import BLOCK, Gate
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.settings import Settings
+
+SYLLABLE_S = 0.2
+"""Shorter sounds are clicks and knocks; what lasts this long but less than ``min_audio`` may have been speech."""
 
 
 @dataclass
@@ -20,6 +23,7 @@ class _Segment:
     """A stretch of speech; positions are samples of the stream."""
 
     start: int
+    onset: int
     next_score: int
     scored: int = 0
     average: SegmentAverage = field(default_factory=SegmentAverage)
@@ -64,6 +68,7 @@ class Session:
         kept = self._window + self._hangover + self._padding
         self._blocks: deque[FloatArray] = deque(maxlen=ceil(kept / BLOCK) + 2)
         self._answered = False
+        self._too_short: tuple[int, int] | None = None
         self._restart(0)
 
     def _samples(self, seconds: float) -> int:
@@ -106,7 +111,8 @@ class Session:
         return events
 
     def finish(self) -> list[Event]:
-        """End the stream: end the running segment, and say ``no_speech`` if there was never an answer.
+        """End the stream: end the running segment. If there was never an answer, say so: ``uncertain`` where the only
+        speech was too short to be scored, ``no_speech`` where there was none.
 
         Returns:
             The last events. The session may then be used for another stream.
@@ -114,8 +120,14 @@ class Session:
         length = self.position
         events = self._end_audio()
         if not self._answered:
-            events.append(self._event("no_speech", 0, length, label=NO_SPEECH))
+            too_short = self._too_short
+            events.append(
+                self._event("end", *too_short, label=UNCERTAIN)
+                if too_short
+                else self._event("no_speech", 0, length, label=NO_SPEECH)
+            )
         self._answered = False
+        self._too_short = None
         self._restart(0)
         return events
 
@@ -161,7 +173,8 @@ class Session:
             return self._hear_silence(digital=not sound.size)
         if self._segment is None:
             contiguous = self._heard - len(self._blocks) * BLOCK
-            self._segment = self._open(max(contiguous, block_start - self._padding, self._segment_end))
+            start = max(contiguous, block_start - self._padding, self._segment_end)
+            self._segment = self._open(start, block_start)
         if speech:
             self._speech_end = self._heard
         return self._follow(self._segment)
@@ -177,8 +190,8 @@ class Session:
         self._answered = True
         return [self._event("no_speech", self._segment_end, self._heard, label=NO_SPEECH)]
 
-    def _open(self, start: int) -> _Segment:
-        return _Segment(start, next_score=start + self._min_audio)
+    def _open(self, start: int, onset: int) -> _Segment:
+        return _Segment(start, onset, next_score=start + self._min_audio)
 
     def _follow(self, segment: _Segment) -> list[Event]:
         """Give the scores that are due, cut an endless segment, and end one after the hangover."""
@@ -190,7 +203,7 @@ class Session:
                 segment.next_score += self._hop
             else:
                 events += self._close(segment, limit)
-                self._segment = segment = self._open(limit)
+                self._segment = segment = self._open(limit, limit)
         if self._heard - self._speech_end >= self._hangover:
             events += self._close(segment, end)
             self._segment = None
@@ -210,6 +223,8 @@ class Session:
 
     def _close(self, segment: _Segment, end: int) -> list[Event]:
         if not segment.scored:
+            if self._speech_end - segment.onset >= self._samples(SYLLABLE_S):
+                self._too_short = (segment.start, end)
             return []
         if end > segment.scored:
             self._score(segment, end)

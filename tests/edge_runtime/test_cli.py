@@ -44,7 +44,7 @@ def test_info_for_people(model):
         "CC0-1.0",
         "fp32",
         "passed",
-        "0.2, 0.3",
+        "20.0% to 30.0%",
     ):
         assert shown in done.stdout
 

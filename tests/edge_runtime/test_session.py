@@ -142,6 +142,13 @@ def test_a_click_is_no_speech(room):
     assert kinds(run(signal)) == ["no_speech"]
 
 
+def test_speech_too_short_to_be_scored_is_uncertain_and_not_silence(speech):
+    recognizer = Listening()
+    events = run(speech(0.5), recognizer)
+    assert [(event.kind, event.label, event.probability) for event in events] == [("end", "uncertain", None)]
+    assert not recognizer.heard
+
+
 def test_no_speech_is_said_once_for_each_silence(room, speech):
     events = run(np.concatenate([room(12.0), speech(1.5), room(12.0, seed=1)]))
     silences = [event for event in events if event.kind == "no_speech"]

@@ -42,7 +42,7 @@ from sertool.networks import Student, build_network
 from sertool.recipe import parse_recipe, write_recipe
 from sertool.run import Run, StudentDescription, describe_environment, load_run, save_checkpoint
 
-LABELS = {"anger": 900.0, "joy": 500.0, "sadness": 220.0}
+LABELS = {"anger": (0.5, 6.0), "joy": (0.35, 4.0), "sadness": (0.2, 2.0)}
 FOLD = Fold(
     train=("ada-voice", "bea-voice", "cyd-voice"), validation=("dov-voice",), test=("eva-voice", "fay-voice")
 )
@@ -309,17 +309,19 @@ def test_parity_of_fp32_scales_with_large_logits_only() -> None:
 
 
 def make_corpus(folder: Path) -> None:
+    """Write noise whose brightness and rhythm tell the labels apart, and whose level the speakers."""
     rng = np.random.default_rng(0)
     rows = ["file,speaker,label,gender"]
     time = np.arange(24000) / 16000
     for voice, speaker in enumerate([*FOLD.train, *FOLD.validation, *FOLD.test]):
-        for label, hertz in LABELS.items():
+        for label, (brightness, rhythm) in LABELS.items():
             for take in range(4):
-                tone = np.sin(2 * np.pi * (hertz * (1 + 0.05 * voice) + 15 * take) * time)
-                beat = 1 + 0.6 * np.sin(2 * np.pi * (2 + take) * time)
-                noise = rng.normal(scale=0.01 * (1 + take), size=len(time))
+                white = rng.normal(size=len(time))
+                dull = np.convolve(white, np.full(16, 0.25), mode="same")
+                sound = brightness * white + (1 - brightness) * dull
+                loudness = 0.05 * (1 + 0.1 * voice) * (1 + 0.6 * np.sin(2 * np.pi * rhythm * time + take))
                 name = f"{speaker}-{label}-{take}.wav"
-                soundfile.write(folder / name, 0.3 * tone * beat + noise, 16000)
+                soundfile.write(folder / name, loudness * sound, 16000)
                 rows.append(f"{name},{speaker},{label},f")
     write_text(folder / "manifest.csv", "\n".join(rows) + "\n")
 

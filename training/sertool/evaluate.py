@@ -50,7 +50,7 @@ class Predictions:
     @property
     def predicted(self) -> IntArray:
         """Positions of the most probable labels (N,)."""
-        return self.probabilities.argmax(axis=1)
+        return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
     def confusion(self, chosen: Sequence[bool] | None = None) -> IntArray:
         """Return the confusion matrix of all items, or of those that ``chosen`` marks."""

@@ -79,7 +79,7 @@ class TrainingSet:
         """SHA-256 of everything here, by which an interrupted run knows its data again."""
         digest = hashlib.sha256()
         for tensor in (self.log_mel, self.targets, self.neighbours):
-            digest.update(tensor.cpu().numpy())
+            digest.update(tensor.flatten().cpu().numpy().data)
         return digest.hexdigest()
 
 
@@ -116,11 +116,11 @@ def fit(
     speakers = [speaker for part in recipe.data.parts for speaker in fold.part(part)]
     rows = manifest.indices(speakers)
     labels = _labels(manifest, rows)
+    neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
     front_end = FrontEnd()
     windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features)[rows]
     normalization = measure_normalization(windows)
     student = StudentDescription(labels, front_end, normalization, recipe.data.window_samples)
-    neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
     data = TrainingSet(
         torch.from_numpy(normalization.apply(windows))[:, None].to(device),
         torch.tensor([labels.index(manifest.clips[row].label) for row in rows], device=device),
@@ -129,7 +129,7 @@ def fit(
 
     torch.manual_seed(training.seed)
     network = build_network(recipe.network.name, len(labels), recipe.network.time_padding)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)
     bank = EmbeddingBank(len(rows), width, device)
@@ -194,7 +194,7 @@ def _epoch(
                 "lower training.learning_rate or neighbours.alpha"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         bank.remember(batch, compared[: len(batch)])
         total += cross_entropy.item() * len(batch)
@@ -229,9 +229,8 @@ class EmbeddingBank:
 
 def _outside(batch: Tensor, neighbours: Tensor) -> Tensor:
     """Return the rows that are neighbours of the batch but not in it, each once."""
-    wanted = neighbours[batch].unique()
-    wanted = wanted[wanted >= 0]
-    return wanted[~torch.isin(wanted, batch)]
+    wanted: Tensor = torch.unique(neighbours[batch])  # type: ignore[no-untyped-call]
+    return wanted[(wanted >= 0) & ~torch.isin(wanted, batch)]
 
 
 def _look_up(
@@ -264,7 +263,7 @@ def _autocast(recipe: Recipe) -> torch.autocast:
 def _has_bfloat16(device: torch.device) -> bool:
     """Tell whether the hardware multiplies bfloat16; emulated, it is twenty times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
@@ -321,12 +320,13 @@ def _refuse_other_clips(graph: NeighbourGraph, keys: list[str], recipe: Recipe) 
 
 
 def _start_folder(recipe: Recipe, folder: Path) -> None:
-    write_text(folder / "recipe.toml", write_recipe(recipe))
     load_split(recipe.data.split).save(folder / "split.json")
     write_json(folder / "environment.json", describe_environment())
     if recipe.neighbours.graph:
         for name in ("graph.csv", "graph.json"):
             write_text(folder / name, (_graph_folder(recipe) / name).read_text(encoding="utf-8"))
+    # Last, because it marks the folder as a run.
+    write_text(folder / "recipe.toml", write_recipe(recipe))
 
 
 def _refuse_other_run(recipe: Recipe, folder: Path) -> None:

@@ -21,7 +21,7 @@ def _l2(a: Tensor, b: Tensor) -> Tensor:
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": _cosine, "l1": _l1, "l2": _l2}
-"""As TensorFlow Neural Structured Learning defines them: 1 - cosine similarity, sum of absolute, sum of squared differences."""
+"""As in TensorFlow Neural Structured Learning: 1 - cosine similarity, sum of absolute and of squared differences."""
 
 
 def neighbour_loss(samples: Tensor, neighbours: Tensor, weights: Tensor, distance: str = "cosine") -> Tensor:

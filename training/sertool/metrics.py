@@ -54,7 +54,8 @@ def accuracy(confusion: IntArray) -> float:
 def _recalls(confusion: IntArray) -> NDArray[np.float64]:
     counts = confusion.sum(axis=1)
     present = counts > 0
-    return np.diag(confusion)[present] / counts[present]
+    recalls: NDArray[np.float64] = np.diag(confusion)[present] / counts[present]
+    return recalls
 
 
 def speaker_interval(

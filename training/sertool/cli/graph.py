@@ -9,13 +9,20 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from edge_runtime.errors import UsageError, nearest
 from sertool.cli.console import OUTPUT, print_json
+
+PARTS_TO_JOIN = ("train", "validation")
 
 
 def graph(
     embeddings: Annotated[Path, typer.Argument(help="Folder made by: sertool embed.")],
     manifest: Annotated[Path, typer.Option(help="The corpus.")] = Path("manifest.csv"),
     split: Annotated[Path, typer.Option(help="Whose training speakers are joined.")] = Path("split.json"),
+    parts: Annotated[
+        list[str],
+        typer.Option("--part", help="Part of the split whose clips are joined: train, validation; repeatable."),
+    ] = ["train"],  # noqa: B006
     threshold: Annotated[float, typer.Option(help="Smallest cosine of an edge (the paper's epsilon).")] = 0.99,
     neighbours: Annotated[int, typer.Option(help="Most neighbours of a clip (the paper's n).")] = 9,
     centre: Annotated[bool, typer.Option(help="Subtract the mean embedding first.")] = False,
@@ -40,17 +47,20 @@ def graph(
     from sertool.graph import build_graph, diagnose
     from sertool.teacher.embed import load_embeddings
 
+    for part in parts:
+        if part not in PARTS_TO_JOIN:
+            raise UsageError(f"--part {part!r} cannot be in a graph; {nearest(part, PARTS_TO_JOIN)}")
     table, folds = load_manifest(manifest), load_split(split)
     stored = load_embeddings(embeddings)
     vectors = stored.of(table)
-    reports = []
+    graphs, reports = [], []
     for number, fold in enumerate(folds.folds, start=1):
-        rows = table.indices(list(fold.train))
+        rows = table.indices([speaker for part in parts for speaker in fold.part(part)])
         clips = [table.clips[row] for row in rows]
         keys = [clip.key for clip in clips]
         built = build_graph(keys, vectors[rows], threshold, neighbours, centre, mutual)
         # With the threshold gone, raw and centred embeddings give equally many edges and can be compared.
-        nearest = {
+        without_threshold = {
             name: diagnose(build_graph(keys, vectors[rows], -1.0, neighbours, centred), clips)
             for name, centred in (("nearest_raw", False), ("nearest_centred", True))
         }
@@ -58,16 +68,21 @@ def graph(
             "fold": number,
             "teacher": stored.teacher,
             "split_hash": folds.hash,
+            "parts": parts,
             "threshold": threshold,
             "neighbours": neighbours,
             "centre": centre,
             "mutual": mutual,
             "graph": diagnose(built, clips),
-            **nearest,
+            **without_threshold,
         }
-        built.save(output / f"fold-{number}" / "graph.csv")
-        write_json(output / f"fold-{number}" / "graph.json", report)
+        graphs.append(built)
         reports.append(report)
+    # Written when all are made: folds of two graphs do not mix where the second one fails.
+    for built, report in zip(graphs, reports, strict=True):
+        folder = output / f"fold-{report['fold']}"
+        built.save(folder / "graph.csv")
+        write_json(folder / "graph.json", report)
     write_json(output / "report.json", reports)
     if json:
         print_json(reports)

@@ -51,20 +51,17 @@ def train(
     chosen = _absolute(load_recipe(recipe, overrides))
     folder = output or Path("runs") / recipe.stem
     for number, run in _folds(chosen, folder, fold):
-        if (run / "checkpoint.safetensors").is_file():
-            print_status(f"{run}: finished already")
+        finished = (run / "checkpoint.safetensors").is_file()
         data = chosen.data.model_copy(update={"fold": number})
         with progress_bar() as progress:
-            try:
-                fit(
-                    chosen.model_copy(update={"data": data}),
-                    run,
-                    on_epoch=_epoch_display(progress, run, chosen.training.epochs),
-                    on_features=spectrogram_progress(progress),
-                )
-            except KeyboardInterrupt:
-                print_status(f"{run}: interrupted; the same command goes on after the last whole epoch")
-                raise typer.Exit(130) from None
+            fit(
+                chosen.model_copy(update={"data": data}),
+                run,
+                on_epoch=_epoch_display(progress, run, chosen.training.epochs),
+                on_features=spectrogram_progress(progress),
+            )
+        if finished:
+            print_status(f"{run}: finished already")
     typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
 
 

@@ -70,7 +70,8 @@ class TimeMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool (B, C, T, F)."""
-        return super().forward(with_past(x, self.past) if self.past else x)
+        pooled: Tensor = super().forward(with_past(x, self.past) if self.past else x)
+        return pooled
 
 
 class Head(nn.Module):

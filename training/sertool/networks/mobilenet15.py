@@ -1,4 +1,4 @@
-"""MobileNet-15: a 3x3 convolution, six depthwise separable blocks, two linear layers (0.67 M parameters for 7 classes)."""
+"""MobileNet-15: a 3x3 convolution, six depthwise separable blocks, two linear layers (0.67 M for 7 classes)."""
 
 from __future__ import annotations
 
