@@ -12,10 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from sertool.corpora.manifest import load_manifest
-from sertool.graph import build_graph
 from sertool.recipe import Recipe, parse_recipe
 
 SPEAKERS = {"ada": "f", "bea": "f", "cyd": "f", "dov": "m", "eli": "m", "fox": "m"}
@@ -84,6 +82,8 @@ def write_tones(folder: Path) -> None:
 
 
 def write_graph(corpus: Path, folder: Path) -> None:
+    from sertool.graph import build_graph
+
     manifest = load_manifest(corpus / "manifest.csv")
     rng = np.random.default_rng(1)
     for number, fold in enumerate(FOLDS, start=1):
@@ -147,9 +147,12 @@ def sertool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """A test that changes the number of threads must not slow the others down."""
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads and lose much where other work keeps the cores busy."""
+    import torch
+
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

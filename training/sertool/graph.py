@@ -80,12 +80,13 @@ def load_graph(path: str | Path) -> NeighbourGraph:
         raise UsageError(f"{path}: no such graph; make it with: sertool graph")
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["clip"], row["neighbour"], row["similarity"]) for row in csv.DictReader(file)]
+            table = csv.DictReader(file, strict=True)
+            rows = [(row["clip"], row["neighbour"], row["similarity"]) for row in table]
         keys = tuple(sorted({clip for clip, _, _ in rows}))
         position = {key: index for index, key in enumerate(keys)}
         lists: list[list[tuple[int, float]]] = [[] for _ in keys]
         for clip, neighbour, similarity in rows:
-            if neighbour:
+            if neighbour != "":  # None is no isolated clip but a row cut short, and an error below
                 lists[position[clip]].append((position[neighbour], float(similarity)))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UsageError(f"{path}: damaged, make it again with: sertool graph ({error})") from error

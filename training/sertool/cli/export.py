@@ -20,10 +20,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file; replaced if it exists.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
     precision: Annotated[
-        str, typer.Option(help="int8: a quarter of the size and two to four times the speed; or fp32.")
+        str, typer.Option(help="int8: a quarter of the size, and faster; or fp32.")
     ] = "int8",
     licence: Annotated[
-        str | None, typer.Option(help="Licence of the weights. [default: that of the training corpus]")
+        str | None, typer.Option(help="Licence of the weights; without it, that of the training corpus.")
     ] = None,
     calibration_clips: Annotated[
         int, typer.Option(min=1, help="Clips of training speakers to measure int8 ranges on.")

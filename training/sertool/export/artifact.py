@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from errno import ENOSPC
 from itertools import islice
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,7 @@ from sertool.export.parity import INT8_MIN_SNR_DB, ExportError, Parity, check_pa
 from sertool.export.quantize import balanced_choice, fingerprint, quantize, training_clips, with_short_windows
 from sertool.features import Progress
 from sertool.files import atomic_path
-from sertool.fit import predict
-from sertool.networks import Student, count_macs, count_parameters
+from sertool.networks import Student, count_macs, count_parameters, predict
 from sertool.run import Run, describe_environment
 
 FORMATS = ("onnx",)
@@ -109,7 +110,8 @@ def export_run(
             _check_on_device(temporary, verification[0], computed[0])
             size = temporary.stat().st_size
     except OSError as error:
-        raise SerError(f"{output}: cannot be written ({error.strerror or error})") from error
+        space = f"; it needs room there and in {gettempdir()}" if error.errno == ENOSPC else ""
+        raise SerError(f"{output}: cannot be written ({error.strerror or error}){space}") from error
     return Export(output, size, artifact, parity)
 
 
@@ -148,9 +150,9 @@ def _logits(
     network: Student, backend: Backend, windows: Iterable[FloatArray]
 ) -> tuple[FloatArray, FloatArray]:
     """Return the logits (N, classes) of the network and of the exported file."""
-    pairs = [(predict(network, window[None]), backend.predict(window[None])) for window in windows]
-    expected, computed = zip(*pairs, strict=True)
-    return np.concatenate(expected), np.concatenate(computed)
+    together = np.stack(list(windows))
+    computed = [backend.predict(window[None]) for window in together]
+    return predict(network, together), np.concatenate(computed)
 
 
 def golden_vector(run: Run, backend: Backend, precision: str) -> GoldenVector:
@@ -210,14 +212,10 @@ def corpus_licence(run: Run) -> str:
 
 def _anonymous(content: dict[str, Any]) -> dict[str, Any]:
     """Replace every list or table of speakers by their number: a file for distribution names nobody."""
-    return {
-        key: len(value)
-        if key == "speakers" and isinstance(value, list | dict)
-        else _anonymous(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in content.items()
-    }
+    plain = {key: _anonymous(value) if isinstance(value, dict) else value for key, value in content.items()}
+    if isinstance(plain.get("speakers"), list | dict):
+        plain["speakers"] = len(plain["speakers"])
+    return plain
 
 
 def _provenance(run: Run, calibration: Sequence[Clip]) -> dict[str, Any]:

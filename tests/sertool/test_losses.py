@@ -1,0 +1,105 @@
+"""The neighbour loss against worked numbers, a plain loop over equation 2, and its gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import distance as scipy_distance
+
+from sertool.losses import DISTANCES, neighbour_loss
+
+# The worked example in the documentation of TensorFlow Neural Structured Learning's distances.
+SOURCES = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 2.0], [5.0, 5.0]])
+TARGETS = torch.tensor([[1.0, 1.0], [0.0, 2.0], [4.0, 4.0], [1.0, 4.0]])
+WEIGHTS = torch.tensor([1.0, 0.0, 0.5, 0.5])
+
+SCIPY = {"cosine": scipy_distance.cosine, "l1": scipy_distance.cityblock, "l2": scipy_distance.sqeuclidean}
+
+
+@pytest.mark.parametrize(("distance", "expected"), [("l1", 5.5 / 3), ("l2", 18.5 / 3)])
+def test_equals_neural_structured_learning(distance: str, expected: float) -> None:
+    loss = neighbour_loss(SOURCES, TARGETS[:, None], WEIGHTS[:, None], distance)
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_equals_neural_structured_learning() -> None:
+    sources = torch.tensor([[1.0, 1.0], [1.0, 1.0], [3.0, 4.0], [-1.0, -1.0]])
+    targets = torch.tensor([[1.0, 1.0], [5.0, 5.0], [4.0, 3.0], [1.0, 1.0]])
+    assert float(neighbour_loss(sources, targets[:, None], torch.ones(4, 1))) == pytest.approx(0.51, abs=1e-6)
+
+
+def test_distances_are_averaged_over_the_neighbours_of_a_sample_first_and_then_over_the_samples() -> None:
+    samples = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    neighbours = torch.tensor(
+        [
+            [[1.0, 1.0], [0.0, 0.0], [4.0, 0.0]],  # L1: 1, 1, 3
+            [[0.0, 0.0], [9.0, 9.0], [9.0, 9.0]],  # L1: 2, and two that are missing
+            [[9.0, 9.0], [9.0, 9.0], [9.0, 9.0]],  # none
+        ]
+    )
+    weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert float(neighbour_loss(samples, neighbours, weights, "l1")) == pytest.approx(((1 + 1 + 3) / 3 + 2) / 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 6),
+    most=st.integers(1, 4),
+    name=st.sampled_from(sorted(DISTANCES)),
+)
+def test_equals_a_plain_loop_with_distances_of_scipy(seed: int, batch: int, most: int, name: str) -> None:
+    rng = np.random.default_rng(seed)
+    samples, neighbours = rng.normal(size=(batch, 5)), rng.normal(size=(batch, most, 5))
+    weights = (rng.random((batch, most)) < 0.6).astype(float)
+    means = [
+        np.mean([SCIPY[name](samples[i], neighbours[i, k]) for k in range(most) if weights[i, k]])
+        for i in range(batch)
+        if weights[i].any()
+    ]
+    loss = neighbour_loss(*map(torch.from_numpy, (samples, neighbours, weights)), name)
+    assert float(loss) == pytest.approx(np.mean(means) if means else 0.0, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(DISTANCES))
+def test_gradients_equal_finite_differences_and_reach_samples_and_neighbours(name: str) -> None:
+    torch.manual_seed(0)
+    samples = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    neighbours = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s, n: neighbour_loss(s, n, weights, name), (samples, neighbours))
+    neighbour_loss(samples, neighbours, weights, name).backward()
+    assert samples.grad is not None and neighbours.grad is not None
+    assert (samples.grad.abs().sum(1) > 0).tolist() == [True, True, False]
+    assert (neighbours.grad.abs().sum(2) > 0).tolist() == [[True, True], [True, False], [False, False]]
+
+
+@pytest.mark.parametrize("name", sorted(DISTANCES))
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_silent_embeddings_give_no_nan(name: str, weight: float) -> None:
+    # A rectified embedding may be all zeros, where the cosine has no direction.
+    samples = torch.zeros(2, 3, requires_grad=True)
+    neighbours = torch.zeros(2, 1, 3, requires_grad=True)
+    loss = neighbour_loss(samples, neighbours, torch.full((2, 1), weight), name)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(samples.grad).all() and torch.isfinite(neighbours.grad).all()
+
+
+def test_a_batch_without_neighbours_costs_nothing() -> None:
+    samples = torch.randn(4, 3, requires_grad=True)
+    loss = neighbour_loss(samples, torch.randn(4, 2, 3), torch.zeros(4, 2))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(samples.grad, torch.zeros(4, 3))
+
+
+def test_isolated_samples_do_not_thin_out_the_loss() -> None:
+    samples, neighbours = torch.randn(4, 3), torch.randn(4, 2, 3)
+    weights = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    connected = weights.any(1)
+    alone = neighbour_loss(samples[connected], neighbours[connected], weights[connected])
+    assert float(neighbour_loss(samples, neighbours, weights)) == pytest.approx(float(alone))
