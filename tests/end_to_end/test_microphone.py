@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from tiny_artifact import tiny_model
 from virtual_microphone import VirtualMicrophone
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils"
-)
+pytestmark = pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
 
 SER_EDGE = str(Path(sys.executable).with_name("ser-edge"))
 
@@ -87,9 +85,7 @@ class Listening:
 
 
 def events_of_file(model: Path, clip: Path) -> list[dict]:
-    done = subprocess.run(
-        [SER_EDGE, "file", model, clip, "--json"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([SER_EDGE, "file", model, clip, "--json"], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)["events"]
 
 
@@ -103,16 +99,12 @@ def test_a_clip_played_into_the_microphone_gives_the_events_of_the_file(model, c
     code, rest, stderr = listening.end()
     assert (code, rest, stderr) == (0, [], "")
 
-    assert [(event["kind"], event["label"]) for event in events] == [
-        (e["kind"], e["label"]) for e in expected
-    ]
+    assert [(event["kind"], event["label"]) for event in events] == [(e["kind"], e["label"]) for e in expected]
     shift = events[0]["start"] - expected[0]["start"]
     for event, same in zip(events, expected, strict=True):
         assert event["start"] - shift == pytest.approx(same["start"], abs=1e-6)
         assert event["end"] - shift == pytest.approx(same["end"], abs=1e-6)
-        assert list(event["probabilities"].values()) == pytest.approx(
-            list(same["probabilities"].values()), abs=1e-3
-        )
+        assert list(event["probabilities"].values()) == pytest.approx(list(same["probabilities"].values()), abs=1e-3)
         assert "wall" in event
 
 
