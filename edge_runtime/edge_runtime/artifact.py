@@ -108,9 +108,7 @@ class Artifact:
             content = json.loads(text)
             schema = int(content["schema"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ArtifactError(
-                f"{where}: its {METADATA_KEY!r} description is damaged; export it again"
-            ) from error
+            raise ArtifactError(f"{where}: its {METADATA_KEY!r} description is damaged; export it again") from error
         if schema > SCHEMA_VERSION:
             raise ArtifactError(
                 f"{where}: schema {schema} is newer than {SCHEMA_VERSION}, the newest this version of ser-edge "
@@ -189,9 +187,7 @@ def golden_signal(samples: int, sample_rate: int = 16000) -> FloatArray:
     return (0.35 * envelope * chirp + 0.1 * np.sin(2 * np.pi * 1800 * time)).astype(np.float32)
 
 
-def check_golden(
-    artifact: Artifact, logits_of: Callable[[FloatArray], FloatArray], where: str = "model"
-) -> None:
+def check_golden(artifact: Artifact, logits_of: Callable[[FloatArray], FloatArray], where: str = "model") -> None:
     """Check that this machine's front-end and inference library reproduce the export.
 
     Args:
@@ -203,9 +199,7 @@ def check_golden(
         ArtifactError: either differs by more than its tolerance.
     """
     golden = artifact.golden
-    frames = log_mel(
-        golden_signal(artifact.window_samples, artifact.front_end.sample_rate), artifact.front_end
-    )
+    frames = log_mel(golden_signal(artifact.window_samples, artifact.front_end.sample_rate), artifact.front_end)
     off = float(np.max(np.abs(frames.mean(axis=0) - np.asarray(golden.log_mel_mean))))
     if not off <= golden.log_mel_tolerance:
         raise ArtifactError(
@@ -214,9 +208,7 @@ def check_golden(
         )
     logits = logits_of(artifact.normalization.apply(frames))
     if logits.shape != (len(artifact.labels),):
-        raise ArtifactError(
-            f"{where}: gives logits of shape {logits.shape} for {len(artifact.labels)} labels"
-        )
+        raise ArtifactError(f"{where}: gives logits of shape {logits.shape} for {len(artifact.labels)} labels")
     off = float(np.max(np.abs(logits - np.asarray(golden.logits))))
     if not off <= golden.logits_tolerance:
         raise ArtifactError(

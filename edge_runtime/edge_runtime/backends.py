@@ -41,9 +41,7 @@ class OnnxBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingDependencyError(
-                "onnxruntime is not installed; run: pip install 'ser-edge[onnx]'"
-            ) from error
+            raise MissingDependencyError("onnxruntime is not installed; run: pip install 'ser-edge[onnx]'") from error
         # Its start-up probes print warnings about absent GPUs on every board; only fatal messages matter here.
         onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()
@@ -52,18 +50,14 @@ class OnnxBackend:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
         except Exception as error:  # onnxruntime raises its own undocumented classes, one per kind of damage
             raise ArtifactError(f"{path}: not a whole ONNX model; copy or export it again") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
-            raise ArtifactError(
-                f"{path}: has {len(inputs)} inputs instead of one log-Mel window; export it again"
-            )
+            raise ArtifactError(f"{path}: has {len(inputs)} inputs instead of one log-Mel window; export it again")
         self._path = path
         self._input = inputs[0].name
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -73,9 +67,7 @@ class OnnxBackend:
         try:
             logits: FloatArray = self._session.run(None, {self._input: log_mel[:, None]})[0]
         except Exception as error:  # see above
-            raise ArtifactError(
-                f"{self._path}: its network does not take windows of {log_mel.shape[1:]}"
-            ) from error
+            raise ArtifactError(f"{self._path}: its network does not take windows of {log_mel.shape[1:]}") from error
         return logits
 
 

@@ -87,16 +87,12 @@ def _parser() -> argparse.ArgumentParser:
 
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
     file.add_argument("model", metavar="FILE", help="model file")
-    file.add_argument(
-        "audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed"
-    )
+    file.add_argument("audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed")
     _add_scoring_options(file)
 
     command("devices", _devices, "list the microphones", "ser-edge devices --json")
 
-    listen = command(
-        "listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB"
-    )
+    listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
     listen.add_argument("model", metavar="FILE", help="model file")
     listen.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
     _add_scoring_options(listen)
@@ -104,9 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--hop", metavar="S", type=float, help="seconds from one score to the next (default 0.5)"
-    )
+    parser.add_argument("--hop", metavar="S", type=float, help="seconds from one score to the next (default 0.5)")
     parser.add_argument(
         "--threshold",
         metavar="P",
@@ -251,9 +245,7 @@ def _devices(arguments: argparse.Namespace) -> int:
             print(json.dumps(asdict(device)))
         else:
             mark = "*" if device.default else " "
-            print(
-                f"{mark} {device.index:>3}  {device.name}  ({device.channels} channels, {device.default_rate} Hz)"
-            )
+            print(f"{mark} {device.index:>3}  {device.name}  ({device.channels} channels, {device.default_rate} Hz)")
     return 0
 
 

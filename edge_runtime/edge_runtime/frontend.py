@@ -154,9 +154,7 @@ def as_samples(samples: object, what: str = "audio") -> FloatArray:
     if array.dtype.kind == "i" and array.dtype.itemsize <= 4:
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
     if array.dtype.kind != "f":
-        raise AudioError(
-            f"{what}: samples of type {array.dtype}; valid: floats, or signed integers of 8 to 32 bits"
-        )
+        raise AudioError(f"{what}: samples of type {array.dtype}; valid: floats, or signed integers of 8 to 32 bits")
     outside = ~(np.abs(array) <= LOUDEST)
     if outside.any():
         first = int(np.argmax(outside))

@@ -32,9 +32,7 @@ class Recognizer:
         self._backend: Backend = load_backend(self.path, threads)
         description = self._backend.metadata.get(METADATA_KEY)
         if description is None:
-            raise ArtifactError(
-                f"{path}: carries no {METADATA_KEY!r} description; make it with: sertool export"
-            )
+            raise ArtifactError(f"{path}: carries no {METADATA_KEY!r} description; make it with: sertool export")
         self.artifact = Artifact.from_json(description, str(path))
         check_golden(self.artifact, lambda window: self._backend.predict(window[None])[0], str(path))
 

@@ -109,9 +109,7 @@ class Resampler:
         resampled = np.empty(count, np.float32)
         for first in range(0, count, OUTPUTS_PER_BLOCK):
             block = slice(first, first + OUTPUTS_PER_BLOCK)
-            windows = np.lib.stride_tricks.sliding_window_view(pending, 2 * self._half)[
-                ticks[block] // self._up
-            ]
+            windows = np.lib.stride_tricks.sliding_window_view(pending, 2 * self._half)[ticks[block] // self._up]
             # A row-wise sum, not a matrix product: its order of summation does not depend on the number of rows.
             resampled[block] = (windows * self._filters[ticks[block] % self._up]).sum(axis=1)
         next_tick = self._phase + count * self._down

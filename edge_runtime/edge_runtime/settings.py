@@ -54,12 +54,8 @@ class Settings:
     """Time without a sample from the microphone after which it counts as gone."""
 
     def __post_init__(self) -> None:
-        if self.device is not None and (
-            isinstance(self.device, bool) or not isinstance(self.device, (int, str))
-        ):
-            raise UsageError(
-                f"settings: device is {self.device!r}; valid: an index, a part of a name, or None"
-            )
+        if self.device is not None and (isinstance(self.device, bool) or not isinstance(self.device, (int, str))):
+            raise UsageError(f"settings: device is {self.device!r}; valid: an index, a part of a name, or None")
         for setting in fields(self):
             if "range" in setting.metadata:
                 self._check_range(setting.name, *setting.metadata["range"])

@@ -95,9 +95,7 @@ class AudioFile:
         """Read the header."""
         self._reader = _open_reader(self.path)
         if not LOWEST_RATE <= self._reader.rate <= HIGHEST_RATE:
-            raise AudioError(
-                f"{self.path}: sample rate {self._reader.rate} Hz; valid: {LOWEST_RATE} to {HIGHEST_RATE}"
-            )
+            raise AudioError(f"{self.path}: sample rate {self._reader.rate} Hz; valid: {LOWEST_RATE} to {HIGHEST_RATE}")
         self.seconds = None if self._reader.frames is None else self._reader.frames / self._reader.rate
 
     def blocks(self) -> Iterator[Block]:
@@ -105,9 +103,7 @@ class AudioFile:
         assert self._reader is not None, "open() comes first"
         resampler = Resampler(self._reader.rate, self._sample_rate)
         position = 0
-        while (
-            not self._stopped and (channels := self._reader.read(self._reader.rate * SECONDS_PER_READ)).size
-        ):
+        while not self._stopped and (channels := self._reader.read(self._reader.rate * SECONDS_PER_READ)).size:
             samples = resampler.push(as_samples(channels.mean(axis=1), str(self.path)))
             yield Block(position, samples)
             position += len(samples)
@@ -195,9 +191,7 @@ def _wav_decoder(path: Path, code: int, bits: int) -> Callable[[bytes], FloatArr
         (WAV_FLOAT, 64): lambda content: _narrow(np.frombuffer(content, "<f8")),
     }
     if (code, bits) not in decoders:
-        raise AudioError(
-            f"{path}: WAV encoding {code} with {bits} bits; valid: PCM of 8 to 32 bits, float of 32 or 64"
-        )
+        raise AudioError(f"{path}: WAV encoding {code} with {bits} bits; valid: PCM of 8 to 32 bits, float of 32 or 64")
     return decoders[code, bits]
 
 
@@ -276,9 +270,7 @@ def _sounddevice() -> Any:
     try:
         return import_module("sounddevice")
     except ImportError as error:
-        raise MissingDependencyError(
-            "sounddevice is not installed; run: pip install 'ser-edge[mic]'"
-        ) from error
+        raise MissingDependencyError("sounddevice is not installed; run: pip install 'ser-edge[mic]'") from error
     except OSError as error:
         raise MissingDependencyError("PortAudio is not installed; run: apt install libportaudio2") from error
     except Exception as error:  # sounddevice.PortAudioError, which cannot be named when its import fails
@@ -324,9 +316,7 @@ def input_devices() -> list[InputDevice]:
         raise DeviceError(f"the sound system cannot be reached ({_first_line(error)})") from error
     chosen = sounddevice.default.device[0]
     return [
-        InputDevice(
-            index, d["name"], d["max_input_channels"], round(d["default_samplerate"]), index == chosen
-        )
+        InputDevice(index, d["name"], d["max_input_channels"], round(d["default_samplerate"]), index == chosen)
         for index, d in enumerate(found)
         if d["max_input_channels"] > 0
     ]
@@ -349,9 +339,7 @@ def find_device(wanted: int | str | None, devices: list[InputDevice]) -> InputDe
         (0, 3)
     """
     if not devices:
-        raise DeviceError(
-            "no microphone found; plug one in or start the sound server, then run: ser-edge devices"
-        )
+        raise DeviceError("no microphone found; plug one in or start the sound server, then run: ser-edge devices")
     listing = ", ".join(f"{device.index} {device.name!r}" for device in devices)
     if wanted is None:
         matching = [device for device in devices if device.default] or devices[:1]
@@ -458,9 +446,7 @@ class Microphone:
                 resampler = Resampler(self._rate, self._sample_rate)
                 position = round(captured_at * self._sample_rate / self._rate)
             expected = captured_at + len(captured)
-            mono = (
-                captured[:, 0] if captured.shape[1] == 1 else captured.mean(axis=1, dtype=np.float32) / 32768
-            )
+            mono = captured[:, 0] if captured.shape[1] == 1 else captured.mean(axis=1, dtype=np.float32) / 32768
             samples = resampler.push(as_samples(mono))
             yield Block(position, samples)
             position += len(samples)
@@ -472,9 +458,7 @@ class Microphone:
         if self._gone:
             raise DeviceError(f"microphone {self.name!r} is gone; plug it in or restart the sound server")
         if not self._ready.wait(self._stall):
-            raise DeviceError(
-                f"microphone {self.name!r} has given nothing for {self._stall:g} s; is it still there?"
-            )
+            raise DeviceError(f"microphone {self.name!r} has given nothing for {self._stall:g} s; is it still there?")
 
     def stop(self) -> None:
         """Let :meth:`blocks` end."""

@@ -63,9 +63,7 @@ def test_a_contradiction_is_refused_in_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "field", ["labels", "front_end", "normalization", "window_samples", "golden", "schema"]
-)
+@pytest.mark.parametrize("field", ["labels", "front_end", "normalization", "window_samples", "golden", "schema"])
 def test_a_missing_field_is_refused(field):
     with pytest.raises(ArtifactError, match=r"m\.onnx"):
         Artifact.from_json(json.dumps({k: v for k, v in CONTENT.items() if k != field}), "m.onnx")
@@ -108,9 +106,7 @@ def test_another_front_end_fails_the_golden_vector():
         check_golden(wrong, right_logits)
 
 
-@pytest.mark.parametrize(
-    "logits", [np.zeros(4, np.float32), np.full(4, np.nan, np.float32), np.zeros(3, np.float32)]
-)
+@pytest.mark.parametrize("logits", [np.zeros(4, np.float32), np.full(4, np.nan, np.float32), np.zeros(3, np.float32)])
 def test_other_logits_fail_the_golden_vector(logits):
     with pytest.raises(ArtifactError, match="logits"):
         check_golden(ARTIFACT, lambda _window: logits)

@@ -148,9 +148,7 @@ def test_wrong_usage_is_2(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["info", "--help"], ["file", "--help"], ["listen", "--help"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["file", "--help"], ["listen", "--help"]])
 def test_help_has_an_example(arguments):
     done = ser_edge(*arguments)
     assert done.returncode == 0
@@ -207,9 +205,7 @@ def test_numpy_runs_on_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
     for given, expected in ((None, "1"), ("3", "3")):
         if given:
             monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
-        shown = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
+        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
         assert shown.stdout.split() == [expected]
 
 
@@ -234,9 +230,7 @@ def test_ctrl_c_during_file_is_one_line(model, tmp_path, write_wav, speech):
         ("raise ImportError", "pip install 'ser-edge[mic]'"),
         ("raise RuntimeError('Error initializing PortAudio: Unanticipated host error')", "cannot be reached"),
         (
-            "class PortAudioError(Exception): pass\n"
-            "class default: device = [-1, -1]\n"
-            "def query_devices(): return []\n",
+            "class PortAudioError(Exception): pass\nclass default: device = [-1, -1]\ndef query_devices(): return []\n",
             "no microphone found",
         ),
     ],

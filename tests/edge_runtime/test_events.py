@@ -13,9 +13,7 @@ PROBABILITIES = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
 
 
 def test_an_event_is_one_line_of_versioned_json():
-    event = Event(
-        "end", 1.0, 2.5, "joy", 0.75, {"joy": 0.75, "anger": 0.25}, wall="2030-01-01T00:00:00+00:00"
-    )
+    event = Event("end", 1.0, 2.5, "joy", 0.75, {"joy": 0.75, "anger": 0.25}, wall="2030-01-01T00:00:00+00:00")
     line = event.to_json()
     assert "\n" not in line
     assert json.loads(line) == {

@@ -50,9 +50,7 @@ def test_log_mel_of_speech_equals_librosa(speech):
 
 @pytest.mark.parametrize(("mels", "window"), [(64, 512), (40, 512), (80, 1024), (128, 2048)])
 def test_mel_filters_equal_librosa(mels, window):
-    expected = librosa.filters.mel(
-        sr=16000, n_fft=window, n_mels=mels, htk=False, norm="slaney", dtype=np.float64
-    )
+    expected = librosa.filters.mel(sr=16000, n_fft=window, n_mels=mels, htk=False, norm="slaney", dtype=np.float64)
     assert np.allclose(mel_filters(FrontEnd(window=window, mel_bands=mels)), expected, atol=1e-10, rtol=0)
 
 

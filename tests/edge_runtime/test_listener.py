@@ -113,9 +113,7 @@ def test_cancelling_an_asynchronous_wait_does_not_hang(recognizer):
 def test_the_callback_runs_on_the_listeners_thread(recognizer, signal, expected):
     heard = []
     source = FakeSource(blocks_of(signal))
-    with Listener(
-        recognizer, source=source, on_event=lambda e: heard.append((e, threading.current_thread()))
-    ) as ear:
+    with Listener(recognizer, source=source, on_event=lambda e: heard.append((e, threading.current_thread()))) as ear:
         ear.wait()
     assert without_wall([event for event, _ in heard]) == expected
     assert {thread.name for _, thread in heard} == {"ser-edge listener"}

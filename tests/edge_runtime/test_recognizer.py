@@ -39,9 +39,7 @@ def test_it_keeps_no_state(recognizer, speech):
 def test_the_temperature_divides_the_logits(tmp_path, recognizer, speech):
     warm = Recognizer(save(tiny_model(temperature=2.5), tmp_path / "warm.onnx"))
     clip = speech(1.0)
-    assert np.allclose(
-        warm.probabilities(clip), scipy.special.softmax(recognizer.logits(clip) / 2.5), atol=1e-6
-    )
+    assert np.allclose(warm.probabilities(clip), scipy.special.softmax(recognizer.logits(clip) / 2.5), atol=1e-6)
 
 
 def test_softmax_survives_large_logits():

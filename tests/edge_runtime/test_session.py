@@ -47,9 +47,7 @@ def test_an_utterance_begins_updates_and_ends(room, speech):
     assert kinds(events) == ["begin", *["update"] * (len(events) - 2), "end"]
     assert len({event.start for event in events}) == 1
     assert events[0].start == pytest.approx(1.8, abs=0.1)
-    assert [event.end - event.start for event in events[:-1]] == pytest.approx(
-        [0.8, 1.3, 1.8, 2.3][: len(events) - 1]
-    )
+    assert [event.end - event.start for event in events[:-1]] == pytest.approx([0.8, 1.3, 1.8, 2.3][: len(events) - 1])
     assert events[-1].end == pytest.approx(4.0, abs=0.25)
 
 
@@ -73,9 +71,7 @@ def test_a_clip_that_fits_the_window_ends_with_the_answer_for_the_whole_clip(rec
     clip = speech(1.7)
     end = run(clip, recognizer)[-1]
     assert end.kind == "end"
-    assert list(end.probabilities.values()) == pytest.approx(
-        recognizer.probabilities(clip).tolist(), abs=1e-6
-    )
+    assert list(end.probabilities.values()) == pytest.approx(recognizer.probabilities(clip).tolist(), abs=1e-6)
 
 
 def test_a_long_segment_ends_with_the_mean_of_its_full_windows(recognizer, speech):
@@ -84,9 +80,7 @@ def test_a_long_segment_ends_with_the_mean_of_its_full_windows(recognizer, speec
     ends = [round(event.end * RATE) for event in events if round((event.end - event.start) * RATE) >= 32000]
     windows = [recognizer.probabilities(clip[end - 32000 : end]) for end in ends]
     assert events[-1].kind == "end"
-    assert list(events[-1].probabilities.values()) == pytest.approx(
-        np.mean(windows, axis=0).tolist(), abs=1e-6
-    )
+    assert list(events[-1].probabilities.values()) == pytest.approx(np.mean(windows, axis=0).tolist(), abs=1e-6)
 
 
 @hypothesis_settings(max_examples=50, deadline=None)

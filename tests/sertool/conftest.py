@@ -147,7 +147,7 @@ def sertool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small tensors gain nothing from threads and lose much where other work keeps the cores busy."""
     import torch

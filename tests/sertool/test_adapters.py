@@ -75,9 +75,7 @@ def test_crema_d_has_43_women_and_48_men(tmp_path):
 
 def test_songs_videos_notes_and_hidden_files_are_passed_over(tmp_path):
     touched(tmp_path, "Actor_01/03-01-05-01-01-01-01.wav", "Actor_01/03-02-05-01-01-01-01.wav")
-    touched(
-        tmp_path, "Actor_01/02-01-05-01-01-01-01.mp4", "Actor_01/._03-01-05-01-01-01-01.wav", "readme.txt"
-    )
+    touched(tmp_path, "Actor_01/02-01-05-01-01-01-01.mp4", "Actor_01/._03-01-05-01-01-01-01.wav", "readme.txt")
     assert [Path(clip.file).name for clip in corpus_clips(corpus_named("ravdess"), tmp_path)] == [
         "03-01-05-01-01-01-01.wav"
     ]

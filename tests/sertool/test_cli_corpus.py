@@ -111,9 +111,7 @@ def test_demos_leaves_neutral_out_unless_asked(sertool, tmp_path):
     assert code == 0
     assert "1 clips" in out
     assert "has 9365 clips when complete" in err
-    _, out, _ = sertool(
-        "corpus", "make", "demos", "--root", tmp_path, "-o", tmp_path / "m.csv", "--all-labels"
-    )
+    _, out, _ = sertool("corpus", "make", "demos", "--root", tmp_path, "-o", tmp_path / "m.csv", "--all-labels")
     assert "anger 1, neutral 1" in out
 
 
@@ -178,9 +176,7 @@ def test_check_reports_all_problems_and_accepts_known_ones(sertool, recordings, 
         (["split", "show", "absent.json"], ["absent.json: no such split"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
-    sertool, tmp_path, monkeypatch, arguments, parts
-):
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(sertool, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     code, out, err = sertool(*arguments)
     assert_one_line(code, 2, err, *parts)
@@ -230,6 +226,5 @@ def test_the_installed_command_fails_with_one_line_and_no_traceback(tmp_path):
     assert finished.returncode == 2
     assert finished.stdout == ""
     assert (
-        finished.stderr
-        == f"sertool: {tmp_path / 'absent.csv'}: no such manifest; make one with: sertool corpus make\n"
+        finished.stderr == f"sertool: {tmp_path / 'absent.csv'}: no such manifest; make one with: sertool corpus make\n"
     )

@@ -118,18 +118,14 @@ def test_a_corpus_that_was_moved_and_renamed_keeps_its_vectors(tmp_path: Path) -
         path.parent.mkdir(exist_ok=True)
         clip.path.rename(path)
         clips.append(Clip(path.name, path, clip.speaker, clip.label))
-    np.testing.assert_array_equal(
-        embeddings.of(Manifest(tuple(clips), tmp_path / "x.csv")), embeddings.vectors[::-1]
-    )
+    np.testing.assert_array_equal(embeddings.of(Manifest(tuple(clips), tmp_path / "x.csv")), embeddings.vectors[::-1])
 
 
 def test_audio_replaced_under_the_same_name_loses_its_vector(tmp_path: Path) -> None:
     manifest = corpus(tmp_path, 3)
     embeddings = embed_manifest(manifest, Moments(), tmp_path / "embeddings")
     write_clip(tmp_path / "1.wav", seed=99)
-    with pytest.raises(
-        UsageError, match=r"no embedding of '1\.wav', its audio has changed; run sertool embed on"
-    ):
+    with pytest.raises(UsageError, match=r"no embedding of '1\.wav', its audio has changed; run sertool embed on"):
         embeddings.of(manifest)
     again = Moments()
     np.testing.assert_array_equal(
@@ -289,9 +285,7 @@ def spoil(path: Path, how: str) -> None:
 def test_an_unreadable_clip_is_named_and_the_others_are_kept(tmp_path: Path, how: str) -> None:
     manifest = corpus(tmp_path, 5)
     spoil(tmp_path / "1.wav", how)
-    with pytest.raises(
-        SerError, match=r"1 of 5 clips could not be embedded: .*1\.wav: .*others are stored"
-    ) as caught:
+    with pytest.raises(SerError, match=r"1 of 5 clips could not be embedded: .*1\.wav: .*others are stored") as caught:
         embed_manifest(manifest, Moments(), tmp_path / "embeddings")
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
@@ -309,9 +303,7 @@ def test_many_unreadable_clips_are_counted_and_the_first_ones_named(tmp_path: Pa
     manifest = corpus(tmp_path, 6)
     for number in range(5):
         (tmp_path / f"{number}.wav").unlink()
-    with pytest.raises(
-        SerError, match=r"^5 of 6 clips .*0\.wav.*1\.wav.*2\.wav: no such audio file; and 2 more;"
-    ):
+    with pytest.raises(SerError, match=r"^5 of 6 clips .*0\.wav.*1\.wav.*2\.wav: no such audio file; and 2 more;"):
         embed_manifest(manifest, Moments(), tmp_path / "embeddings")
 
 
@@ -323,9 +315,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, number: float) 
 
     with pytest.raises(SerError, match=r"1 of 3 clips .*1\.wav: teacher moments gives no finite numbers"):
         embed_manifest(corpus(tmp_path, 3), Broken(), tmp_path / "embeddings")
-    stored = [
-        safetensors.numpy.load_file(path) for path in (tmp_path / "embeddings").glob("vectors-*.safetensors")
-    ]
+    stored = [safetensors.numpy.load_file(path) for path in (tmp_path / "embeddings").glob("vectors-*.safetensors")]
     assert [np.isfinite(tensors["vectors"]).all() for tensors in stored] == [True]
     assert len(stored[0]["vectors"]) == 2
 
@@ -470,9 +460,7 @@ def test_the_command_embeds_and_says_what_it_did(
     name = f"{Path(encoder_folder).name} layer 2"
     assert (code, out) == (0, f"e: 4 clips x 16 numbers by {name}, 4 computed now\n")
     assert err == f"{name}: 4 of 4 clips to embed\n"
-    code, out, _ = sertool_embed(
-        "manifest.csv", "--teacher", encoder_folder, "--layer", "2", "-o", "e", "--json"
-    )
+    code, out, _ = sertool_embed("manifest.csv", "--teacher", encoder_folder, "--layer", "2", "-o", "e", "--json")
     result = json.loads(out)
     assert code == 0
     assert (result["folder"], result["clips"], result["computed"], result["dimension"]) == ("e", 4, 0, 16)
@@ -542,9 +530,7 @@ def test_bad_input_gives_one_line_and_the_exit_code(
     assert (code, out) == (expected_code, "")
     assert message in err
     if "Usage:" not in err:
-        assert [
-            line.startswith("sertool: ") for line in err.splitlines() if "clips to embed" not in line
-        ] == [True]
+        assert [line.startswith("sertool: ") for line in err.splitlines() if "clips to embed" not in line] == [True]
 
 
 def test_short_long_and_silent_clips_are_embedded(

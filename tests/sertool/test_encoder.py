@@ -75,9 +75,7 @@ def waveform_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
         conv_bias=stable,
     )
     model_class(config).save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=stable).save_pretrained(
-        folder
-    )
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=stable).save_pretrained(folder)
     return folder
 
 
@@ -93,9 +91,7 @@ def reference_states(output: transformers.modeling_outputs.BaseModelOutput, laye
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_whisper_equals_transformers_on_audio_of_full_length(whisper_folder: Path, layer: int) -> None:
     samples = speech(POSITIONS * FRAME)
-    mel = transformers.WhisperFeatureExtractor()(
-        samples, sampling_rate=RATE, padding=False, return_tensors="pt"
-    )
+    mel = transformers.WhisperFeatureExtractor()(samples, sampling_rate=RATE, padding=False, return_tensors="pt")
     model = WhisperEncoder.from_pretrained(whisper_folder).eval()
     with torch.no_grad():
         expected = reference_states(model(mel.input_features, output_hidden_states=True), layer).mean(axis=0)
@@ -194,9 +190,7 @@ def test_a_vector_depends_on_nothing_but_its_clip(whisper_folder: Path, waveform
         np.testing.assert_array_equal(teacher.embed(speech(9000)), fresh.embed(speech(9000)))
 
 
-def test_weights_stored_in_half_precision_are_computed_in_float32(
-    whisper_folder: Path, tmp_path: Path
-) -> None:
+def test_weights_stored_in_half_precision_are_computed_in_float32(whisper_folder: Path, tmp_path: Path) -> None:
     model = WhisperEncoder.from_pretrained(whisper_folder).half()
     for name, saved in (("half", model), ("single", model.float())):
         (saved.half() if name == "half" else saved.float()).save_pretrained(tmp_path / name)
@@ -221,9 +215,7 @@ def test_a_layer_the_encoder_lacks_is_refused_with_the_valid_range(whisper_folde
         load_teacher(str(whisper_folder), layer)
 
 
-def test_identity_follows_weights_settings_and_layer_but_not_the_place(
-    whisper_folder: Path, tmp_path: Path
-) -> None:
+def test_identity_follows_weights_settings_and_layer_but_not_the_place(whisper_folder: Path, tmp_path: Path) -> None:
     moved = copy_of(whisper_folder, tmp_path)
     original = load_teacher(str(whisper_folder), 1).identity
     assert load_teacher(str(moved), 1).identity == original
@@ -264,9 +256,7 @@ def test_pickled_weights_are_never_loaded(whisper_folder: Path, tmp_path: Path) 
     with pytest.raises(ArtifactError, match="needs weights in safetensors, found none"):
         load_teacher(str(folder))
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Mine(tmp_path / "trace")))
-    with pytest.raises(
-        ArtifactError, match=r"found only pytorch_model\.bin, a pickle, which is never loaded"
-    ):
+    with pytest.raises(ArtifactError, match=r"found only pytorch_model\.bin, a pickle, which is never loaded"):
         load_teacher(str(folder))
     assert not (tmp_path / "trace").exists()
 
@@ -349,13 +339,9 @@ def test_a_hub_name_is_used_from_its_snapshot(whisper_folder: Path, monkeypatch:
 
 
 def test_nothing_is_reported_to_the_hub() -> None:
-    program = (
-        "import sertool.teacher.encoder, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
-    )
+    program = "import sertool.teacher.encoder, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
     clean = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 
 
@@ -367,9 +353,7 @@ def test_devices_are_checked(whisper_folder: Path) -> None:
             load_teacher(str(whisper_folder), device="cuda")
 
 
-def test_a_run_of_our_own_is_a_teacher_without_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_our_own_is_a_teacher_without_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(UsageError, match="embedded at its layer fc1; leave --layer out"):
         load_teacher(str(tmp_path), 3)
@@ -385,15 +369,9 @@ def test_real_whisper_equals_transformers_on_30_s_of_real_speech(layer: int) -> 
     folder = data / "encoders" / "whisper-base-encoder"
     clip = read_audio(next(iter(sorted((data / "corpora" / "emodb").glob("*.flac")))))
     samples = np.resize(clip, 30 * RATE)
-    mel = transformers.WhisperFeatureExtractor()(
-        samples, sampling_rate=RATE, return_tensors="pt"
-    ).input_features
+    mel = transformers.WhisperFeatureExtractor()(samples, sampling_rate=RATE, return_tensors="pt").input_features
     model = WhisperEncoder.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         output = model(mel, output_hidden_states=True)
-    expected = (
-        (output.last_hidden_state if layer == 6 else output.hidden_states[layer])[0].mean(dim=0).numpy()
-    )
-    np.testing.assert_allclose(
-        load_teacher(str(folder), layer).embed(samples), expected, rtol=1e-4, atol=1e-4
-    )
+    expected = (output.last_hidden_state if layer == 6 else output.hidden_states[layer])[0].mean(dim=0).numpy()
+    np.testing.assert_allclose(load_teacher(str(folder), layer).embed(samples), expected, rtol=1e-4, atol=1e-4)

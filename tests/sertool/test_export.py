@@ -43,9 +43,7 @@ from sertool.recipe import parse_recipe, write_recipe
 from sertool.run import Run, StudentDescription, describe_environment, load_run, save_checkpoint
 
 LABELS = {"anger": (0.5, 6.0), "joy": (0.35, 4.0), "sadness": (0.2, 2.0)}
-FOLD = Fold(
-    train=("ada-voice", "bea-voice", "cyd-voice"), validation=("dov-voice",), test=("eva-voice", "fay-voice")
-)
+FOLD = Fold(train=("ada-voice", "bea-voice", "cyd-voice"), validation=("dov-voice",), test=("eva-voice", "fay-voice"))
 WINDOW_SAMPLES = 16384
 
 
@@ -61,9 +59,7 @@ def one_thread() -> Iterator[None]:
 def logits_of(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
@@ -105,9 +101,7 @@ def test_fp32_equals_torch_at_any_batch_and_length(
     x = torch.from_numpy(np.random.default_rng(frames).normal(size=(batch, 1, frames, 64)).astype(np.float32))
     with torch.inference_mode():
         expected = network(x).numpy()
-    np.testing.assert_allclose(
-        logits_of(model, x.numpy()), expected, atol=1e-4 * max(1.0, np.abs(expected).max())
-    )
+    np.testing.assert_allclose(logits_of(model, x.numpy()), expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
 
 def test_padding_and_batch_normalisation_are_folded_and_one_file_holds_all(
@@ -186,9 +180,7 @@ def test_int8_gives_one_answer_on_every_processor(
     # Without optimisation onnxruntime computes in float what the 8-bit kernels must compute: no kernel may overflow.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = windows[:, None]
     assert measure_parity(session.run(None, {"logmel": x})[0], logits_of(model, x)).snr_db >= 35.0
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -469,9 +461,7 @@ def test_file_holds_no_path_and_no_name(exported: Export, corpus: Path) -> None:
 
 def test_the_device_command_reads_the_file(exported: Export) -> None:
     ser_edge = Path(sys.executable).with_name("ser-edge")
-    done = subprocess.run(
-        [ser_edge, "info", exported.path, "--json"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([ser_edge, "info", exported.path, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["labels"] == ["anger", "joy", "sadness"]
 
 
@@ -514,9 +504,7 @@ def test_export_refuses_clips_of_test_speakers(evaluated: Run, monkeypatch: pyte
         ({"corpus": "emodb", "licence": "by agreement"}, "by agreement"),
     ],
 )
-def test_licence_is_that_of_the_recipe_or_the_corpus(
-    data: dict[str, str], expected: str, evaluated: Run
-) -> None:
+def test_licence_is_that_of_the_recipe_or_the_corpus(data: dict[str, str], expected: str, evaluated: Run) -> None:
     recipe = evaluated.recipe.model_copy(update={"data": evaluated.recipe.data.model_copy(update=data)})
     assert corpus_licence(replace(evaluated, recipe=recipe)) == expected
 
@@ -629,9 +617,7 @@ def test_a_file_that_computes_something_else_never_replaces_a_good_one(
 ) -> None:
     output = tmp_path / "emotion.onnx"
     output.write_bytes(b"the good one")
-    monkeypatch.setattr(
-        export_module, "to_onnx", lambda *_: zero_a_layer(onnx.ModelProto.FromString(conversion))
-    )
+    monkeypatch.setattr(export_module, "to_onnx", lambda *_: zero_a_layer(onnx.ModelProto.FromString(conversion)))
     with pytest.raises(ExportError, match="nothing was written"):
         export_run(evaluated, output, precision=precision)
     assert output.read_bytes() == b"the good one"
@@ -668,9 +654,7 @@ def test_a_full_disk_leaves_no_file(
     no_file_above_a_megabyte: None,
 ) -> None:
     output = tmp_path / "emotion.onnx"
-    assert (
-        command(["export", str(evaluated.path), "--precision", "fp32", "-o", str(output)], monkeypatch) == 1
-    )
+    assert command(["export", str(evaluated.path), "--precision", "fp32", "-o", str(output)], monkeypatch) == 1
     assert capsys.readouterr().err.strip() == f"sertool: {output}: cannot be written (File too large)"
     assert list(tmp_path.iterdir()) == []
 

@@ -64,9 +64,7 @@ def test_the_order_of_the_rows_does_not_matter(seed, protocol):
     manifest = corpus(6, 5)
     shuffled = list(manifest.clips)
     random.Random(seed).shuffle(shuffled)
-    assert make_split(Manifest(tuple(shuffled), manifest.path), protocol, seed) == make_split(
-        manifest, protocol, seed
-    )
+    assert make_split(Manifest(tuple(shuffled), manifest.path), protocol, seed) == make_split(manifest, protocol, seed)
 
 
 def test_another_seed_gives_another_split_and_loso_the_same():
@@ -155,9 +153,7 @@ def test_a_single_speaker_cannot_be_split():
 def test_a_training_part_without_a_label_is_refused_by_name():
     clips = (*corpus(3, 3).clips, Clip("x.wav", Path("x"), "s002", "guilt", "f"))
     manifest = Manifest(clips, Path("manifest.csv"))
-    with pytest.raises(
-        UsageError, match=r"fold 3 of loso trains without 'guilt' \(speakers with 'guilt': s002\)"
-    ):
+    with pytest.raises(UsageError, match=r"fold 3 of loso trains without 'guilt' \(speakers with 'guilt': s002\)"):
         make_split(manifest, "loso")
     trains_on_it = Split("by hand", 0, (Fold(("s002", "s003"), (), ("s001",)),))
     check_split(trains_on_it, manifest)

@@ -54,9 +54,7 @@ def read_audio(path: str | Path, start: float | None = None, end: float | None =
             file.seek(first)
             channels = file.read(last - first, dtype="float32", always_2d=True)
             if len(channels) < last - first:
-                raise AudioError(
-                    f"{path}: truncated, {len(channels)} of {last - first} samples could be read"
-                )
+                raise AudioError(f"{path}: truncated, {len(channels)} of {last - first} samples could be read")
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: not audio that libsndfile reads ({error.error_string})") from error
     samples = as_samples(channels.mean(axis=1), str(path))

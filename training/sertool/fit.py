@@ -34,7 +34,7 @@ from sertool.features import Progress, log_mel_windows, measure_normalization
 from sertool.files import atomic_path, write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
 from sertool.losses import neighbour_loss
-from sertool.networks import Student, build_network, predict  # noqa: F401 - export.artifact takes predict from here
+from sertool.networks import Student, build_network
 from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
 from sertool.run import RunError, StudentDescription, describe_environment, save_checkpoint
 

@@ -76,7 +76,7 @@ class Neighbours(Section):
     layer: Literal["fc1", "fc2"] = Field("fc1", description="which embedding is compared: fc1 (256) or fc2 (logits)")
     mode: Literal["pass", "bank"] = Field(
         "pass",
-        description="pass: neighbours go through the network with the batch, as in the paper; "
+        description="pass: neighbours go through the network, batch normalisation included, as in the paper; "
         "bank: remembered embeddings, nearly free, without gradient through the neighbour",
     )
 

@@ -8,7 +8,7 @@ import typer
 
 from edge_runtime.errors import SerError
 from sertool import __version__
-from sertool.cli import corpus, embed, evaluate, export, graph, recipe, split, train
+from sertool.cli import compare, corpus, embed, evaluate, export, graph, recipe, split, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command("graph")(graph.graph)
 app.add_typer(recipe.app, name="recipe")
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 
 
@@ -35,9 +36,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Options that stand before the subcommand."""
 

@@ -26,7 +26,7 @@ def progress_bar() -> Iterator[Progress]:
     """Give a progress display with counts and time left; it draws only on a terminal."""
     columns = [
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # takes what the other columns leave
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     ]

@@ -63,21 +63,13 @@ def list_corpora(
 
 @app.command()
 def make(
-    name: Annotated[
-        str, typer.Argument(help="A corpus of 'sertool corpus list', or folder, csv, synthetic.")
-    ],
-    root: Annotated[
-        Path | None, typer.Option(help="The corpus' folder; for csv, where relative files lie.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")] = Path(
-        "manifest.csv"
-    ),
+    name: Annotated[str, typer.Argument(help="A corpus of 'sertool corpus list', or folder, csv, synthetic.")],
+    root: Annotated[Path | None, typer.Option(help="The corpus' folder; for csv, where relative files lie.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")] = Path("manifest.csv"),
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OLD=NEW", help="Rename a label; may be repeated.")
     ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL", help="Leave a label out; may be repeated.")
-    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Leave a label out; may be repeated.")] = None,
     all_labels: Annotated[
         bool, typer.Option("--all-labels", help="Keep what publications leave out (DEMoS: neutral).")
     ] = False,
@@ -89,32 +81,18 @@ def make(
     ] = None,
     speaker_pattern: Annotated[
         str | None,
-        typer.Option(
-            metavar="REGEX", help="Its first group, in the path, is the speaker.", rich_help_panel=_FOLDER
-        ),
+        typer.Option(metavar="REGEX", help="Its first group, in the path, is the speaker.", rich_help_panel=_FOLDER),
     ] = None,
     label_pattern: Annotated[
         str | None,
-        typer.Option(
-            metavar="REGEX", help="Its first group, in the path, is the label.", rich_help_panel=_FOLDER
-        ),
+        typer.Option(metavar="REGEX", help="Its first group, in the path, is the label.", rich_help_panel=_FOLDER),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="The table to read.", rich_help_panel=_CSV)] = None,
-    file_column: Annotated[
-        str | None, typer.Option(help="Column of the files.", rich_help_panel=_CSV)
-    ] = None,
-    speaker_column: Annotated[
-        str | None, typer.Option(help="Column of the speakers.", rich_help_panel=_CSV)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the labels.", rich_help_panel=_CSV)
-    ] = None,
-    gender_column: Annotated[
-        str | None, typer.Option(help="Column of the genders.", rich_help_panel=_CSV)
-    ] = None,
-    sentence_column: Annotated[
-        str | None, typer.Option(help="Column of the sentences.", rich_help_panel=_CSV)
-    ] = None,
+    file_column: Annotated[str | None, typer.Option(help="Column of the files.", rich_help_panel=_CSV)] = None,
+    speaker_column: Annotated[str | None, typer.Option(help="Column of the speakers.", rich_help_panel=_CSV)] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", rich_help_panel=_CSV)] = None,
+    gender_column: Annotated[str | None, typer.Option(help="Column of the genders.", rich_help_panel=_CSV)] = None,
+    sentence_column: Annotated[str | None, typer.Option(help="Column of the sentences.", rich_help_panel=_CSV)] = None,
     speakers: Annotated[
         int | None, typer.Option(help="How many speakers; 12 if not given.", rich_help_panel=_SYNTHETIC)
     ] = None,
@@ -199,9 +177,7 @@ def _published_clips(corpus: Corpus, root: Path, all_labels: bool) -> list[Clip]
     clips = corpus_clips(corpus, root)
     usual = [clip for clip in clips if clip.label not in corpus.left_out]
     if len(usual) != corpus.clips:
-        typer.echo(
-            f"note: {corpus.title} has {corpus.clips} clips when complete, {root} has {len(usual)}", err=True
-        )
+        typer.echo(f"note: {corpus.title} has {corpus.clips} clips when complete, {root} has {len(usual)}", err=True)
     return clips if all_labels else usual
 
 
@@ -242,9 +218,8 @@ def summary(manifest: Manifest) -> str:
     genders = Counter(manifest.genders.values())
     known = f" ({genders['f']} f, {genders['m']} m)" if genders["f"] + genders["m"] else ""
     labels = Counter(clip.label for clip in manifest.clips)
-    return (
-        f"{len(manifest)} clips, {len(manifest.speakers)} speakers{known}, {len(labels)} labels: "
-        + ", ".join(f"{label} {labels[label]}" for label in manifest.labels)
+    return f"{len(manifest)} clips, {len(manifest.speakers)} speakers{known}, {len(labels)} labels: " + ", ".join(
+        f"{label} {labels[label]}" for label in manifest.labels
     )
 
 
@@ -279,9 +254,7 @@ def check(
     for kind in sorted(accepted - set(KINDS)):
         raise UsageError(f"--accept {kind!r}: no such kind; {nearest(kind, KINDS)}")
     if not 0 <= shortest < longest:
-        raise UsageError(
-            f"--shortest {shortest:g} must be less than --longest {longest:g}, and neither negative"
-        )
+        raise UsageError(f"--shortest {shortest:g} must be less than --longest {longest:g}, and neither negative")
     manifest = load_manifest(path)
     with progress_bar() as progress:
         report = check_manifest(

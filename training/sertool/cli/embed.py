@@ -26,9 +26,7 @@ def embed(
     ],
     layer: Annotated[
         int | None,
-        typer.Option(
-            help="0: what enters the first transformer block; then each block. [default: the middle]"
-        ),
+        typer.Option(help="0: what enters the first transformer block; then each block. [default: the middle]"),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Embeddings folder.")] = Path("embeddings"),
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
@@ -64,9 +62,7 @@ def embed(
 
     def show(clips: Sequence[Clip]) -> Iterator[Clip]:
         nonlocal computed
-        STATUS.print(
-            f"{loaded.name}: {len(clips)} of {len(table)} clips to embed", highlight=False, markup=False
-        )
+        STATUS.print(f"{loaded.name}: {len(clips)} of {len(table)} clips to embed", highlight=False, markup=False)
         with progress_bar() as progress:
             task = progress.add_task("embedding", total=len(clips))
             for clip in clips:

@@ -36,8 +36,8 @@ def evaluate(
             predictions.append(evaluate_run(fold, part, on_features))
             entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
     if folds[0].path != run:
-        _warn_of_unfinished(folds)
         entry = save_evaluation(run, part, pool(predictions), folds[0].split_hash)
+        _warn_of_unfinished(folds)
     if json:
         print_json(entry)
     else:

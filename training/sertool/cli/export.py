@@ -19,9 +19,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder (one fold), evaluated by: sertool evaluate.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file; replaced if it exists.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    precision: Annotated[
-        str, typer.Option(help="int8: a quarter of the size, and faster; or fp32.")
-    ] = "int8",
+    precision: Annotated[str, typer.Option(help="int8: a quarter of the size, and faster; or fp32.")] = "int8",
     licence: Annotated[
         str | None, typer.Option(help="Licence of the weights; without it, that of the training corpus.")
     ] = None,

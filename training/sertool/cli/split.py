@@ -52,9 +52,7 @@ def make(
 @app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="SPLIT", help="The split.")],
-    manifest: Annotated[
-        Path | None, typer.Argument(help="The corpus, to count women, men, clips and labels.")
-    ] = None,
+    manifest: Annotated[Path | None, typer.Argument(help="The corpus, to count women, men, clips and labels.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Show who is in which part, and with a manifest what each part holds.

@@ -52,12 +52,12 @@ def train(
     folder = output or Path("runs") / recipe.stem
     for number, run in _folds(chosen, folder, fold):
         finished = (run / "checkpoint.safetensors").is_file()
-        data = chosen.data.model_copy(update={"fold": number})
+        of_fold = chosen.model_copy(update={"data": chosen.data.model_copy(update={"fold": number})})
         with progress_bar() as progress:
             fit(
-                chosen.model_copy(update={"data": data}),
+                of_fold,
                 run,
-                on_epoch=_epoch_display(progress, run, chosen.training.epochs),
+                on_epoch=_epoch_display(progress, run, of_fold),
                 on_features=spectrogram_progress(progress),
             )
         if finished:
@@ -65,24 +65,21 @@ def train(
     typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
 
 
-def _epoch_display(progress: Progress, run: Path, epochs: int) -> Callable[[EpochReport], None]:
+def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[EpochReport], None]:
     """Return what shows each epoch: a bar on a terminal, elsewhere a line every ten epochs and after the last."""
-    task = progress.add_task(str(run), total=epochs)
+    fold = f"fold {recipe.data.fold}"
+    task = progress.add_task(fold, total=recipe.training.epochs)
 
     def show(report: EpochReport) -> None:
-        text = f"{run}: {_describe(report)}"
+        losses = f"loss {report.loss:.3f}, neighbour loss {report.neighbour_loss:.4f}"
+        # As short as it can be: bar and time left must find room on 80 columns.
+        text = f"{fold}: {losses}, rate {report.learning_rate:.2g}"
         progress.update(task, completed=report.epoch, description=text)
-        if progress.disable and (report.epoch % 10 == 0 or report.epoch == epochs):
-            print_status(text)
+        if progress.disable and (report.epoch % 10 == 0 or report.epoch == report.epochs):
+            epoch = f"epoch {report.epoch}/{report.epochs}"
+            print_status(f"{run}: {epoch}, {losses}, learning rate {report.learning_rate:.2g}, {report.seconds:.1f} s")
 
     return show
-
-
-def _describe(report: EpochReport) -> str:
-    return (
-        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.3f}  neighbour loss {report.neighbour_loss:.4f}  "
-        f"learning rate {report.learning_rate:.2g}  {report.seconds:.1f} s"
-    )
 
 
 def _absolute(recipe: Recipe) -> Recipe:

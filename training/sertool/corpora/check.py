@@ -122,9 +122,7 @@ def _listen(clip: Clip, shortest: float, longest: float) -> Heard:
     if _is_clipped(recorded):
         findings.append(Finding("clipped", clip.key, KINDS["clipped"]))
     if rate < SAMPLE_RATE:
-        findings.append(
-            Finding("narrow band", clip.key, f"recorded at {rate} Hz: nothing above {rate // 2} Hz")
-        )
+        findings.append(Finding("narrow band", clip.key, f"recorded at {rate} Hz: nothing above {rate // 2} Hz"))
     return Heard(tuple(findings), seconds, hashlib.sha256(samples.tobytes()).hexdigest())
 
 
@@ -184,9 +182,7 @@ def _spelling_findings(what: str, names: list[str]) -> Iterator[Finding]:
         alike[re.sub(r"0+(?=\d)", "", letters)].append(name)
     for variants in alike.values():
         if len(variants) > 1:
-            yield Finding(
-                "spelling", variants[0], f"{what}s {', '.join(map(repr, variants))}: one or several?"
-            )
+            yield Finding("spelling", variants[0], f"{what}s {', '.join(map(repr, variants))}: one or several?")
 
 
 def _one_speaker_findings(manifest: Manifest) -> Iterator[Finding]:

@@ -99,18 +99,14 @@ class Manifest:
         """
         unknown = sorted(set(speakers) - set(self.speakers))
         if unknown:
-            raise UsageError(
-                f"{self.path}: no clip of speaker {unknown[0]!r}; {nearest(unknown[0], self.speakers)}"
-            )
+            raise UsageError(f"{self.path}: no clip of speaker {unknown[0]!r}; {nearest(unknown[0], self.speakers)}")
         wanted = set(speakers)
         rows = [row for row, clip in enumerate(self.clips) if clip.speaker in wanted]
         return sorted(rows, key=lambda row: self.clips[row].key)
 
     def save(self, path: str | Path) -> None:
         """Write the table as CSV, without the optional columns that nobody filled in."""
-        filled = [
-            c for c in OPTIONAL_COLUMNS if any(getattr(clip, c) not in ("", None) for clip in self.clips)
-        ]
+        filled = [c for c in OPTIONAL_COLUMNS if any(getattr(clip, c) not in ("", None) for clip in self.clips)]
         columns = [*REQUIRED_COLUMNS, *filled]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -163,9 +159,7 @@ def _read_parquet(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     try:
         import pandas
     except ImportError as error:
-        raise UsageError(
-            f"{path}: reading Parquet needs: pip install pandas pyarrow; or give a CSV"
-        ) from error
+        raise UsageError(f"{path}: reading Parquet needs: pip install pandas pyarrow; or give a CSV") from error
     try:
         table = pandas.read_parquet(path)
     except (ImportError, OSError, ValueError) as error:
@@ -184,9 +178,7 @@ def _clip(row: dict[str, str], manifest: Path, line: int) -> Clip:
         try:
             times[column] = float(text) if text else None
         except ValueError as error:
-            raise UsageError(
-                f"{manifest}: line {line}: {column} {text!r} is not a number of seconds"
-            ) from error
+            raise UsageError(f"{manifest}: line {line}: {column} {text!r} is not a number of seconds") from error
         value = times[column]
         if value is not None and not (np.isfinite(value) and value >= 0):
             raise UsageError(f"{manifest}: line {line}: {column} {text!r} is not a time in the file")

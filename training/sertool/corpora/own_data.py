@@ -92,9 +92,7 @@ def table_clips(
     names = {column: column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)} | dict(columns or {})
     for column in (*REQUIRED_COLUMNS, *(columns or {})):
         if names[column] not in found:
-            raise UsageError(
-                f"{table}: no column {names[column]!r} for the {column}; {nearest(names[column], found)}"
-            )
+            raise UsageError(f"{table}: no column {names[column]!r} for the {column}; {nearest(names[column], found)}")
     base = Path(root) if root is not None else table.parent
     return [
         _table_clip(
@@ -115,10 +113,7 @@ def _read_table(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str
             header = file.readline()
             file.seek(0)
             reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), restval="")
-            rows = [
-                (reader.line_num, {k: v.strip() for k, v in row.items() if isinstance(v, str)})
-                for row in reader
-            ]
+            rows = [(reader.line_num, {k: v.strip() for k, v in row.items() if isinstance(v, str)}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table}: not a CSV table in UTF-8 ({error})") from error
     if not rows:
@@ -131,9 +126,7 @@ def _table_clip(cells: dict[str, str], base: Path, where: str, language: str) ->
         if not cells[column]:
             raise UsageError(f"{where}: {column} is empty")
     if cells["gender"].lower() not in _GENDERS:
-        raise UsageError(
-            f"{where}: gender {cells['gender']!r}; {nearest(cells['gender'], filter(None, _GENDERS))}"
-        )
+        raise UsageError(f"{where}: gender {cells['gender']!r}; {nearest(cells['gender'], filter(None, _GENDERS))}")
     path = (base / cells["file"]).resolve()
     if not path.is_file():
         raise UsageError(f"{where}: no file {path}; --root DIR says where relative files lie")

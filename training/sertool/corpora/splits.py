@@ -186,12 +186,7 @@ def _fractions(manifest: Manifest, argument: str, seed: int) -> Fold:
     except ValueError:
         fractions = []
     train, validation, test = fractions if len(fractions) == 3 else (0.0, 0.0, 0.0)
-    if not (
-        train > 0
-        and validation >= 0
-        and test > 0
-        and math.isclose(train + validation + test, 1, abs_tol=1e-6)
-    ):
+    if not (train > 0 and validation >= 0 and test > 0 and math.isclose(train + validation + test, 1, abs_tol=1e-6)):
         raise UsageError(
             f"protocol 'fractions:{argument}': give three shares for train, validation and test that sum to 1, such as "
             "fractions:.4,.3,.3; only validation may be 0"
@@ -251,8 +246,7 @@ def check_split(split: Split, manifest: Manifest) -> None:
     """
     for number, fold in enumerate(split.folds, start=1):
         labels = {
-            part: {manifest.clips[row].label for row in manifest.indices(list(fold.part(part)))}
-            for part in PARTS
+            part: {manifest.clips[row].label for row in manifest.indices(list(fold.part(part)))} for part in PARTS
         }
         missing = sorted((labels["validation"] | labels["test"]) - labels["train"])
         if missing:
@@ -300,9 +294,7 @@ def _parsed(content: Any) -> Split:
     protocol, seed = fields.get("protocol", "by hand"), fields.get("seed", 0)
     if not isinstance(protocol, str) or not isinstance(seed, int):
         raise UsageError('"protocol" must be text and "seed" a whole number')
-    return Split(
-        protocol, seed, tuple(_parsed_fold(fold, number) for number, fold in enumerate(folds, start=1))
-    )
+    return Split(protocol, seed, tuple(_parsed_fold(fold, number) for number, fold in enumerate(folds, start=1)))
 
 
 def _parsed_fold(content: Any, number: int) -> Fold:
@@ -310,9 +302,7 @@ def _parsed_fold(content: Any, number: int) -> Fold:
     speakers = {part: parts.get(part, []) for part in PARTS}
     for part, names in speakers.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UsageError(
-                f'fold {number}: "{part}" must be a list of speakers in quotes, such as ["01", "02"]'
-            )
+            raise UsageError(f'fold {number}: "{part}" must be a list of speakers in quotes, such as ["01", "02"]')
     return Fold(*(tuple(sorted(speakers[part])) for part in PARTS))
 
 

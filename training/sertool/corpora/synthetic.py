@@ -110,9 +110,7 @@ SENTENCES = {
 }
 
 
-def synthesise(
-    root: str | Path, language: str = "en", speakers: int = 12, sentences: int = 6
-) -> Iterator[Clip]:
+def synthesise(root: str | Path, language: str = "en", speakers: int = 12, sentences: int = 6) -> Iterator[Clip]:
     """Speak a corpus: every speaker says every sentence in every emotion of :data:`PROSODY`.
 
     English and the other languages start from different voices, so that up to 12 speakers of a target language are
@@ -238,9 +236,7 @@ class _Espeak:
             raise SerError(f"espeak-ng has no voice {voice!r}; reinstall espeakng-loader")
         self._library.espeak_ng_SetRandSeed(1)  # else the time of day seeds its breath and flutter
         self._pieces: list[Signal] = []
-        receiver = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-        )
+        receiver = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         # The library keeps the bare pointer: without this reference the callback would be collected.
         self._callback = receiver(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)

@@ -146,9 +146,7 @@ def _windows(run: Run, clips: Sequence[Clip], progress: Progress | None) -> Iter
             progress(done, len(clips))
 
 
-def _logits(
-    network: Student, backend: Backend, windows: Iterable[FloatArray]
-) -> tuple[FloatArray, FloatArray]:
+def _logits(network: Student, backend: Backend, windows: Iterable[FloatArray]) -> tuple[FloatArray, FloatArray]:
     """Return the logits (N, classes) of the network and of the exported file."""
     together = np.stack(list(windows))
     computed = [backend.predict(window[None]) for window in together]

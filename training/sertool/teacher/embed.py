@@ -79,9 +79,7 @@ class Embeddings:
         for clip in manifest.clips:
             row = rows.get(_clip_content(clip, hash_file))
             if row is None:
-                reason = (
-                    "its audio has changed" if clip.key in self.keys else f"only of {len(rows)} other clips"
-                )
+                reason = "its audio has changed" if clip.key in self.keys else f"only of {len(rows)} other clips"
                 raise UsageError(
                     f"{self.folder}: no embedding of {clip.key!r}, {reason}; "
                     f"run sertool embed on {manifest.path} with --output {self.folder}"
@@ -95,9 +93,7 @@ def _clip_content(clip: Clip, hash_file: Callable[[Path], str]) -> str:
     return hashlib.sha256(f"{hash_file(clip.path)} {clip.start or 0.0} {clip.end}".encode()).hexdigest()
 
 
-def embed_manifest(
-    manifest: Manifest, teacher: Teacher, folder: str | Path, progress: Progress = iter
-) -> Embeddings:
+def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, progress: Progress = iter) -> Embeddings:
     """Compute the vectors that a folder lacks for a manifest, and return those of all its clips.
 
     Args:
@@ -147,13 +143,9 @@ def load_embeddings(folder: str | Path) -> Embeddings:
     folder = Path(folder)
     facts = _read_facts(folder)
     if facts is None:
-        raise UsageError(
-            f"{folder}: no embeddings folder (it has no teacher.json); make one with: sertool embed"
-        )
+        raise UsageError(f"{folder}: no embeddings folder (it has no teacher.json); make one with: sertool embed")
     if not (folder / "index.csv").is_file():
-        raise UsageError(
-            f"{folder}: not all clips are embedded yet; run the same sertool embed command again"
-        )
+        raise UsageError(f"{folder}: not all clips are embedded yet; run the same sertool embed command again")
     store = _VectorStore(folder, facts["dimension"])
     contents = _read_index(folder)
     lost = [key for key, content in contents.items() if content not in store.vectors]
@@ -206,9 +198,7 @@ def _read_vectors(path: Path, dimension: int) -> dict[str, FloatArray]:
     except (SafetensorError, KeyError, TypeError) as error:
         raise SerError(f"{path}: damaged; delete this file and run sertool embed again") from error
     if not whole:
-        raise SerError(
-            f"{path}: not {dimension} numbers a clip; delete this file and run sertool embed again"
-        )
+        raise SerError(f"{path}: not {dimension} numbers a clip; delete this file and run sertool embed again")
     return {content.tobytes().hex(): vector for content, vector in zip(contents, vectors, strict=True)}
 
 
@@ -219,9 +209,7 @@ def _claim(folder: Path, manifest: Manifest, teacher: Teacher) -> dict[str, Any]
         raise SerError(f"{folder}: holds vectors of an unknown teacher (no teacher.json); delete the folder")
     if found is not None and found["identity"] != teacher.identity:
         found_name = found["name"] if found["name"] != teacher.name else f"another {teacher.name}"
-        raise UsageError(
-            f"{folder}: made by {found_name}, not by {teacher.name}; choose another folder with --output"
-        )
+        raise UsageError(f"{folder}: made by {found_name}, not by {teacher.name}; choose another folder with --output")
     facts = {
         **teacher.description,
         "identity": teacher.identity,

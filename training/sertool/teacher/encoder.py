@@ -79,9 +79,7 @@ def load_teacher(source: str, layer: int | None = None, device: str = "auto") ->
     last = config.num_hidden_layers
     chosen = last // 2 if layer is None else layer
     if not 0 <= chosen <= last:
-        raise UsageError(
-            f"{source}: no layer {chosen}; valid: 0 (before the first block) to {last} (the last block)"
-        )
+        raise UsageError(f"{source}: no layer {chosen}; valid: 0 (before the first block) to {last} (the last block)")
     return family(folder, name, chosen, _device(device))
 
 
@@ -112,9 +110,7 @@ class EncoderTeacher:
         config = model.config
         self._longest, self._shortest = self._piece_limits(config)
         weights = _digest(content_hash(path) for path in sorted(folder.glob("*.safetensors")))
-        settings = _digest(
-            content_hash(folder / name) for name in ("config.json", "preprocessor_config.json")
-        )
+        settings = _digest(content_hash(folder / name) for name in ("config.json", "preprocessor_config.json"))
         self.name = f"{name} layer {layer}"
         self.dimension = int(config.hidden_size)
         self.identity = _digest([weights, settings, str(layer), POOLING])
@@ -229,9 +225,7 @@ class WhisperTeacher(EncoderTeacher):
         mel = torch.as_tensor(extracted.input_features)
         frames = mel.shape[-1] // 2
         self._model.config.max_source_positions = frames
-        self._model.embed_positions = torch.nn.Embedding(
-            frames, self.dimension, _weight=self._positions[:frames]
-        )
+        self._model.embed_positions = torch.nn.Embedding(frames, self.dimension, _weight=self._positions[:frames])
         return mel
 
 
@@ -257,9 +251,7 @@ def _download(source: str) -> Path:
     """Fetch a model of the hub, or find it in the hub's local cache."""
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise UsageError(
-            f"{source}: no such folder; give a folder with a speech encoder or a hub name (owner/name)"
-        )
+        raise UsageError(f"{source}: no such folder; give a folder with a speech encoder or a hub name (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -290,9 +282,7 @@ def _check_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt")]), None)
         found = f"only {pickled.name}, a pickle, which is never loaded" if pickled else "none"
-        raise ArtifactError(
-            f"{folder}: needs weights in safetensors, found {found}; save the model as safetensors"
-        )
+        raise ArtifactError(f"{folder}: needs weights in safetensors, found {found}; save the model as safetensors")
 
 
 def _load_extractor(folder: Path) -> Any:
@@ -327,7 +317,5 @@ def _licence(folder: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line.strip() for line in lines if line.strip()), "unknown")
     card = folder / "README.md"
-    stated = (
-        re.search(r"^license: *(\S+)", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
-    )
+    stated = re.search(r"^license: *(\S+)", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
     return stated.group(1) if stated else "unknown"

@@ -1,0 +1,386 @@
+"""Comparison of runs on the same test clips: intervals over speakers, paired differences and two classical tests."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+
+from edge_runtime.errors import UsageError, nearest
+from sertool.corpora.splits import PARTS
+from sertool.metrics import IntArray, accuracy, unweighted_average_recall
+from sertool.run import RunError, read_metrics
+
+FloatArray = NDArray[np.float64]
+METRICS: dict[str, Callable[[IntArray], float]] = {"uar": unweighted_average_recall, "accuracy": accuracy}
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run answers to the clips of a part of its split; its folds, if it has some, are pooled.
+
+    Attributes:
+        path: the run, or the folder above its folds.
+        split_hash: of the split that says who was tested.
+        labels: class names.
+        keys: the clips, sorted.
+        speakers: who speaks in each.
+        folds: int64 (N,), number of the fold that tests each; 1 for a run without folds.
+        truth: int64 (N,), positions of the true labels.
+        predicted: int64 (N,), positions of the answers.
+    """
+
+    path: Path
+    split_hash: str
+    labels: tuple[str, ...]
+    keys: tuple[str, ...]
+    speakers: tuple[str, ...]
+    folds: IntArray
+    truth: IntArray
+    predicted: IntArray
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each clip is answered correctly (N,)."""
+        return np.equal(self.truth, self.predicted)
+
+    def confusions(self, group_of_clip: Sequence[Any] | IntArray) -> IntArray:
+        """Return a confusion matrix a group (groups, classes, classes), groups sorted, true classes in rows."""
+        groups, positions = np.unique(group_of_clip, return_inverse=True)
+        counts = np.zeros((len(groups), len(self.labels), len(self.labels)), np.int64)
+        np.add.at(counts, (positions, self.truth, self.predicted), 1)
+        return counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of a set of runs.
+
+    Attributes:
+        by_seed: float64 (seeds,), all folds pooled.
+        by_fold: float64 (folds,), averaged over seeds.
+        draws: float64 (2000,), averaged over seeds, of bootstrap draws of speakers; empty for one speaker.
+    """
+
+    by_seed: FloatArray
+    by_fold: FloatArray
+    draws: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return float(self.by_seed.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return mean, interval and spread."""
+        return {
+            "mean": self.mean,
+            "interval": _interval(self.draws),
+            "by_seed": self.by_seed.tolist(),
+            "seed_deviation": _standard_deviation(self.by_seed),
+            "by_fold": self.by_fold.tolist(),
+            "fold_deviation": _standard_deviation(self.by_fold),
+        }
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Runs of one setting that differ in their seed alone.
+
+    Attributes:
+        name: as the user wrote it.
+        runs: at least one, all with the same clips.
+    """
+
+    name: str
+    runs: tuple[Answers, ...]
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """``uar`` and ``accuracy``."""
+        by_speaker = np.stack([run.confusions(run.speakers) for run in self.runs], axis=1)
+        by_fold = np.stack([run.confusions(run.folds) for run in self.runs], axis=1)
+        draws = _draw_speakers(by_speaker)
+        return {
+            name: Score(
+                np.array([metric(seed) for seed in by_speaker.sum(axis=0)]),
+                _mean_over_seeds(metric, by_fold),
+                _mean_over_seeds(metric, draws),
+            )
+            for name, metric in METRICS.items()
+        }
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_set(name: str, part: str = "test") -> RunSet:
+    """Read a run, or several that count as one set.
+
+    Args:
+        name: a run folder, the folder above the folds of one, or several of these: joined by commas, matched by a
+            pattern (``runs/base-seed*``), or both.
+        part: ``test``, ``validation`` or ``train``.
+
+    Raises:
+        UsageError: nothing matches, a run is named twice or not evaluated, or the runs do not have the same split,
+            labels and clips.
+        RunError: predictions.csv or metrics.json is damaged.
+    """
+    if part not in PARTS:
+        raise UsageError(f"part {part!r} is unknown; {nearest(part, PARTS)}")
+    paths = _matching(name)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError(f"{name!r} names a run twice; each seed counts once")
+    runs = tuple(_read_run(path, part) for path in paths)
+    for run in runs:
+        _require_same_clips(runs[0], run)
+    return RunSet(name, runs)
+
+
+def _matching(name: str) -> list[Path]:
+    if Path(name).exists():  # also a folder whose name holds a comma or a bracket
+        return [Path(name)]
+    return [path for pattern in name.split(",") for path in _matching_pattern(pattern)]
+
+
+def _matching_pattern(pattern: str) -> list[Path]:
+    folders = [path for path in map(Path, sorted(glob.glob(pattern))) if path.is_dir()]
+    if not folders:
+        raise UsageError(f"{pattern}: no such run folder; make one with: sertool train")
+    return folders
+
+
+def _read_run(path: Path, part: str) -> Answers:
+    folds = sorted((int(number), folder) for folder in path.glob("fold-*") if (number := folder.name[5:]).isdecimal())
+    return _pool(path, [_read(folder, part, path, number) for number, folder in folds or [(1, path)]])
+
+
+def _read(folder: Path, part: str, run: Path, fold: int) -> Answers:
+    """Read what ``sertool evaluate`` wrote: predictions.csv and metrics.json have to say the same."""
+    path = folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv")
+    entry = read_metrics(folder).get(part)
+    command = f"sertool evaluate {run}" + ("" if part == "test" else f" --part {part}")
+    if entry is None or not path.is_file():
+        raise UsageError(f"{folder}: its {part} speakers are not evaluated yet; run: {command}")
+    try:
+        answers = _parse(folder, path.read_text(encoding="utf-8"), entry, fold)
+        whole = answers.confusions(answers.folds)[0].tolist() == entry["confusion"]
+    except (ValueError, KeyError, TypeError, csv.Error):
+        whole = False
+    if not whole:
+        raise RunError(f"{path}: damaged, or not of the evaluation in metrics.json beside it; run: {command}")
+    return answers
+
+
+def _parse(folder: Path, text: str, entry: dict[str, Any], fold: int) -> Answers:
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    keys, speakers, _, truth, predicted = zip(*(row[:5] for row in rows), strict=True)
+    position = {label: position for position, label in enumerate(entry["labels"])}
+    return Answers(
+        folder,
+        entry["split_hash"],
+        tuple(position),
+        keys,
+        speakers,
+        np.full(len(keys), fold),
+        np.array([position[label] for label in truth]),
+        np.array([position[label] for label in predicted]),
+    )
+
+
+def _pool(path: Path, folds: Sequence[Answers]) -> Answers:
+    for fold in folds:
+        _require_same_split(folds[0], fold)
+    keys = [key for fold in folds for key in fold.keys]
+    speakers = [speaker for fold in folds for speaker in fold.speakers]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    for first, second in pairwise(order):
+        if keys[first] == keys[second]:
+            raise UsageError(f"{path}: answers clip {keys[first]!r} more than once; compare its folds one by one")
+    return Answers(
+        path,
+        folds[0].split_hash,
+        folds[0].labels,
+        tuple(keys[row] for row in order),
+        tuple(speakers[row] for row in order),
+        np.concatenate([fold.folds for fold in folds])[order],
+        np.concatenate([fold.truth for fold in folds])[order],
+        np.concatenate([fold.predicted for fold in folds])[order],
+    )
+
+
+def _require_same_split(first: Answers, second: Answers) -> None:
+    for what, one, other in (
+        ("splits", first.split_hash, second.split_hash),
+        ("labels", ", ".join(first.labels), ", ".join(second.labels)),
+    ):
+        if one != other:
+            raise UsageError(
+                f"{first.path} and {second.path} have different {what} ({one}; {other}) and cannot be compared; "
+                "train and evaluate both on the same split and manifest"
+            )
+
+
+def _require_same_clips(first: Answers, second: Answers) -> None:
+    _require_same_split(first, second)
+    if differing := sorted(set(first.keys) ^ set(second.keys)):
+        key = differing[0]
+        having, lacking = (first, second) if key in first.keys else (second, first)
+        raise UsageError(
+            f"{having.path} answers clip {key!r}, which {lacking.path} does not ({len(differing)} clips differ); "
+            "evaluate both on the same folds and manifest"
+        )
+    differs = (first.truth != second.truth) | (np.array(first.speakers) != np.array(second.speakers))
+    if differs.any():
+        row = int(differs.argmax())
+        one, other = (f"{run.labels[run.truth[row]]!r} by {run.speakers[row]!r}" for run in (first, second))
+        raise UsageError(
+            f"clip {first.keys[row]!r} is {one} in {first.path} but {other} in {second.path}; "
+            "evaluate both on the same manifest"
+        )
+
+
+# --- statistics ----------------------------------------------------------------------------------------------------
+
+
+def compare(sets: Sequence[RunSet]) -> dict[str, Any]:
+    """Compare sets of runs with the first of them.
+
+    Every interval is the 95 % percentile interval of 2000 bootstrap draws of speakers. The same draws serve every
+    set, so that a difference is paired: a speaker who is hard is hard for both. Within a draw the metric is averaged
+    over seeds: the intervals speak of other speakers, the deviation over seeds beside them of other seeds. A single
+    run has the interval that ``sertool evaluate`` gives it.
+
+    Returns:
+        ``split_hash``, ``clips``, ``speakers``; ``sets``: for each its ``name``, ``runs`` and for ``uar`` and
+        ``accuracy`` the ``mean`` over seeds of all folds pooled, its ``interval`` (None for one speaker),
+        ``by_seed``, ``by_fold`` (averaged over seeds) and the standard deviations ``seed_deviation`` and
+        ``fold_deviation`` (None for one); ``differences``: for each further set its ``difference`` from the baseline
+        and ``interval`` in both metrics, :func:`z_test` of the mean UARs, and :func:`mcnemar` of every seed of the
+        set with every seed of the baseline, with the median of the p-values.
+
+    Raises:
+        UsageError: the sets do not have the same split, labels and clips.
+    """
+    baseline, *candidates = sets
+    first = baseline.runs[0]
+    for candidate in candidates:
+        _require_same_clips(first, candidate.runs[0])
+    return {
+        "split_hash": first.split_hash,
+        "clips": len(first.keys),
+        "speakers": len(set(first.speakers)),
+        "sets": [_describe(runs) for runs in sets],
+        "differences": [_difference(baseline, candidate) for candidate in candidates],
+    }
+
+
+def z_test(baseline: float, rate: float, clips: int) -> tuple[float, float]:
+    """Return z and the one-tailed p-value of the hypothesis that a rate is no higher than the baseline's.
+
+    The test of the paper's section 3.4: two proportions with pooled variance, as if the UAR were a share of so many
+    independent clips, and as if the two runs had answered different clips. Neither holds. Clips of one speaker
+    resemble each other, which makes p too small; both runs answer the same clips, which makes it too large. It is
+    here to be read beside the paper; the interval of the paired difference assumes neither.
+
+    Args:
+        baseline: UAR or accuracy in [0, 1].
+        rate: what should be higher.
+        clips: number of clips that each was measured on.
+
+    Example:
+        CNN-6 in the paper's Table 3, without and with three neighbours:
+
+        >>> z, p = z_test(0.731, 0.770, 2326)
+        >>> round(z, 2), round(p, 4)
+        (3.07, 0.0011)
+    """
+    pooled = (baseline + rate) / 2
+    deviation = math.sqrt(2 * pooled * (1 - pooled) / clips)
+    z = (rate - baseline) / deviation if deviation else 0.0
+    return z, float(norm.sf(z))
+
+
+def mcnemar(only_baseline: int, only_other: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test: are both runs right equally often?
+
+    Only clips that one run gets right and the other wrong count; if neither is better they fall either way like a
+    coin (McNemar, 1947; exact binomial rather than chi-squared, so that few of them are no problem). The test pairs
+    clips, yet takes them as independent: with few speakers its p-value is too small.
+
+    Args:
+        only_baseline: clips that the baseline alone gets right.
+        only_other: clips that the other run alone gets right.
+
+    Example:
+        >>> mcnemar(2, 8)
+        0.109375
+    """
+    discordant = only_baseline + only_other
+    return float(binomtest(only_baseline, discordant).pvalue) if discordant else 1.0
+
+
+def _describe(runs: RunSet) -> dict[str, Any]:
+    scores = {name: score.to_json() for name, score in runs.scores.items()}
+    return {"name": runs.name, "runs": [str(run.path) for run in runs.runs], **scores}
+
+
+def _difference(baseline: RunSet, candidate: RunSet) -> dict[str, Any]:
+    pairs = {name: (score, candidate.scores[name]) for name, score in baseline.scores.items()}
+    z, p = z_test(baseline.scores["uar"].mean, candidate.scores["uar"].mean, len(baseline.runs[0].keys))
+    return {
+        "baseline": baseline.name,
+        "set": candidate.name,
+        **{
+            name: {"difference": other.mean - first.mean, "interval": _interval(other.draws - first.draws)}
+            for name, (first, other) in pairs.items()
+        },
+        "z_test": {"z": z, "p": p},
+        "mcnemar": _mcnemar_of_seeds(baseline, candidate),
+    }
+
+
+def _mcnemar_of_seeds(baseline: RunSet, candidate: RunSet) -> dict[str, Any]:
+    pairs = []
+    for first, other in product(baseline.runs, candidate.runs):
+        only_baseline = int(np.sum(first.right & ~other.right))
+        only_set = int(np.sum(other.right & ~first.right))
+        pairs.append({"only_baseline": only_baseline, "only_set": only_set, "p": mcnemar(only_baseline, only_set)})
+    return {"p": float(np.median([pair["p"] for pair in pairs])), "pairs": pairs}
+
+
+def _draw_speakers(by_speaker: IntArray) -> IntArray:
+    """Resample the first axis of (speakers, seeds, classes, classes), drawn as ``speaker_interval`` draws."""
+    if len(by_speaker) < 2:
+        return by_speaker[:0]
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(by_speaker), size=(DRAWS, len(by_speaker)))
+    return np.stack([by_speaker[draw].sum(axis=0) for draw in chosen])
+
+
+def _mean_over_seeds(metric: Callable[[IntArray], float], confusions: IntArray) -> FloatArray:
+    return np.array([np.mean([metric(seed) for seed in seeds]) for seeds in confusions])
+
+
+def _interval(draws: FloatArray) -> list[float] | None:
+    if not len(draws):
+        return None
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def _standard_deviation(values: FloatArray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
