@@ -249,3 +249,19 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 def test_an_unknown_network_is_named_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="network 'resnet' is unknown; did you mean 'resnet9'"):
         build_network("resnet", 7)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_what_each_network_costs() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "sertool", "networks", "--classes", "4", "--seconds", "2", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = json.loads(done.stdout)
+    assert set(shown) == set(NETWORKS)
+    network = build_network("cnn6", 4)
+    assert shown["cnn6"] == {"parameters": count_parameters(network), "macs": count_macs(network, 124), "frames": 124}

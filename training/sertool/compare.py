@@ -151,20 +151,23 @@ def load_set(name: str, part: str = "test") -> RunSet:
 
 
 def _matching(name: str) -> list[Path]:
-    if Path(name).exists():  # also a folder whose name holds a comma or a bracket
+    if name and Path(name).is_dir():  # also one whose name holds a comma or a bracket
         return [Path(name)]
-    return [path for pattern in name.split(",") for path in _matching_pattern(pattern)]
-
-
-def _matching_pattern(pattern: str) -> list[Path]:
-    folders = [path for path in map(Path, sorted(glob.glob(pattern))) if path.is_dir()]
+    if "," in name:
+        return [path for part in name.split(",") for path in _matching(part)]
+    matches = map(Path, sorted(glob.glob(name)))  # noqa: PTH207, Path.glob takes no absolute pattern
+    folders = [path for path in matches if path.is_dir()]
     if not folders:
-        raise UsageError(f"{pattern}: no such run folder; make one with: sertool train")
+        raise UsageError(f"{name!r}: no such run folder; make one with: sertool train")
     return folders
 
 
 def _read_run(path: Path, part: str) -> Answers:
-    folds = sorted((int(number), folder) for folder in path.glob("fold-*") if (number := folder.name[5:]).isdecimal())
+    folds = sorted(
+        (int(number), folder)
+        for folder in path.glob("fold-*")
+        if (number := folder.name.removeprefix("fold-")).isdecimal()
+    )
     return _pool(path, [_read(folder, part, path, number) for number, folder in folds or [(1, path)]])
 
 

@@ -8,7 +8,7 @@ import typer
 
 from edge_runtime.errors import SerError
 from sertool import __version__
-from sertool.cli import compare, corpus, embed, evaluate, export, graph, recipe, split, train
+from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, recipe, split, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app.add_typer(split.app, name="split")
 app.command("embed")(embed.embed)
 app.command("graph")(graph.graph)
 app.add_typer(recipe.app, name="recipe")
+app.command("networks")(networks.networks)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)

@@ -14,6 +14,7 @@ from sertool.cli.console import OUTPUT, print_json
 METRICS = {"uar": "UAR", "accuracy": "accuracy"}
 NOTES = """\
 Pooled: all folds as one, averaged over seeds. After ±: standard deviation.
+Differences are in percentage points.
 Intervals draw other speakers, the same for both sides of a difference; with
 fewer than ten speakers they are rough.
 z-test: the paper's, one-tailed, as if the UAR were a share of independent
@@ -38,18 +39,20 @@ def compare(
 ) -> None:
     """Compare evaluated runs, or sets of runs, with the first one named.
 
-    All must have the same split and clips. Folds are pooled, seeds of one set averaged. Intervals resample
-    speakers, jointly for both sides of a difference, so that the difference is paired.
+    All must have the same split and clips. Folds are pooled, seeds of a set are
+    averaged. Intervals resample speakers, jointly for both sides of a
+    difference, so that it is paired.
 
     Examples:
 
       sertool compare runs/base runs/graph
 
-      sertool compare runs/base-1,runs/base-2,runs/base-3 runs/graph-1,runs/graph-2,runs/graph-3
+      sertool compare runs/base-1,runs/base-2 runs/graph-1,runs/graph-2
 
       sertool compare 'runs/base-*' 'runs/n3-*' 'runs/n6-*' --json
 
-    Without the quotes the shell makes a set of its own of every run that a pattern matches.
+    Without the quotes the shell makes every run that a pattern matches a set of
+    its own.
     """
     from sertool.compare import compare as compare_sets
     from sertool.compare import load_set
@@ -95,11 +98,11 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> Table:
     table = _empty_table("set", "", "minus set 1", "95 % interval", "test", "p")
     for number, row in enumerate(differences, start=2):
         z_test, mcnemar = row["z_test"], row["mcnemar"]
-        tests = {"uar": (f"z-test, z = {z_test['z']:.2f}", z_test["p"]), "accuracy": (_mcnemar(mcnemar), mcnemar["p"])}
+        tests = {"uar": (f"z-test, z = {z_test['z']:z.2f}", z_test["p"]), "accuracy": (_mcnemar(mcnemar), mcnemar["p"])}
         for metric, name in METRICS.items():
             test, p = tests[metric]
-            change, interval = 100 * row[metric]["difference"], _range(row[metric]["interval"], "+.1f")
-            table.add_row(str(number), name, f"{change:+.1f}", interval, test, "<0.001" if p < 0.001 else f"{p:.3f}")
+            change, interval = 100 * row[metric]["difference"], _range(row[metric]["interval"], "+z.1f")
+            table.add_row(str(number), name, f"{change:+z.1f}", interval, test, "<0.001" if p < 0.001 else f"{p:.3f}")
     return table
 
 
@@ -119,6 +122,6 @@ def _spread(values: list[float], deviation: float | None) -> str:
 
 
 def _mcnemar(result: dict[str, Any]) -> str:
-    (pair, *others) = result["pairs"]
+    pair, *others = result["pairs"]
     counts = f"{len(others) + 1} pairs" if others else f"{pair['only_baseline']} : {pair['only_set']}"
     return f"McNemar, {counts}"

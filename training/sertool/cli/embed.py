@@ -26,11 +26,11 @@ def embed(
     ],
     layer: Annotated[
         int | None,
-        typer.Option(help="0: what enters the first transformer block; then each block. [default: the middle]"),
+        typer.Option(help="0: what enters the first transformer block; then each block.", show_default="the middle"),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Embeddings folder.")] = Path("embeddings"),
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compute one embedding a clip: the mean of a teacher's layer over the clip's real frames.

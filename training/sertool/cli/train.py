@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe; write one with: sertool recipe new.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder. [default: runs/ and the recipe's name]")
+        Path | None, typer.Option("--output", "-o", help="Run folder.", show_default="runs/ and the recipe's name")
     ] = None,
     overrides: Annotated[
         list[str],
@@ -30,7 +30,8 @@ def train(
         str | None,
         typer.Option(
             metavar="K|all",
-            help="Fold of the split, counted from 1, or 'all' to train each into OUTPUT/fold-K. [default: data.fold]",
+            help="Fold of the split, counted from 1, or 'all' to train each into OUTPUT/fold-K.",
+            show_default="data.fold of the recipe",
         ),
     ] = None,
 ) -> None:
