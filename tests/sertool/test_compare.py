@@ -250,7 +250,7 @@ def write_run(folder: Path, skill: float, seed: int, part: str = "test", **optio
 
 
 def write_folds(folder: Path, skill: float, seed: int) -> dict[str, Any]:
-    folds = [make_predictions(skill, 10 * seed + number, speakers) for number, speakers in ((2, "ab"), (10, "cd"))]
+    folds = [make_predictions(skill, 10 * seed + number, speakers) for number, speakers in ((2, "cd"), (10, "ab"))]
     for number, fold in zip((2, 10), folds, strict=True):
         save_evaluation(folder / f"fold-{number}", "test", fold, "0123")
     return save_evaluation(folder, "test", pool(folds), "0123")
