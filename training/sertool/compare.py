@@ -19,6 +19,7 @@ from scipy.stats import binomtest, norm
 
 from edge_runtime.errors import UsageError, nearest
 from sertool.corpora.splits import PARTS
+from sertool.evaluate import predictions_path
 from sertool.metrics import IntArray, accuracy, unweighted_average_recall
 from sertool.run import RunError, read_metrics
 
@@ -173,7 +174,7 @@ def _read_run(path: Path, part: str) -> Answers:
 
 def _read(folder: Path, part: str, run: Path, fold: int) -> Answers:
     """Read what ``sertool evaluate`` wrote: predictions.csv and metrics.json have to say the same."""
-    path = folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv")
+    path = predictions_path(folder, part)
     entry = read_metrics(folder).get(part)
     command = f"sertool evaluate {run}" + ("" if part == "test" else f" --part {part}")
     if entry is None or not path.is_file():

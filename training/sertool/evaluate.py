@@ -159,16 +159,21 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
     }
 
 
+def predictions_path(folder: Path, part: str) -> Path:
+    """Return where the items of a part are kept: predictions.csv for ``test``, predictions-PART.csv for the others."""
+    return folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv")
+
+
 def save_evaluation(folder: Path, part: str, predictions: Predictions, split_hash: str) -> dict[str, Any]:
-    """Write ``predictions.csv`` and this part's entry of ``metrics.json``; return the entry.
+    """Write the predictions (see :func:`predictions_path`) and this part's entry of ``metrics.json``; return the entry.
 
     Args:
         folder: the run, or the folder above its folds.
-        part: which part was predicted; parts other than ``test`` go to ``predictions-PART.csv``.
+        part: which part was predicted.
         predictions: the items.
         split_hash: of the split that says who was tested.
     """
-    predictions.save(folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv"))
+    predictions.save(predictions_path(folder, part))
     entry = summarize(predictions) | {"split_hash": split_hash}
     write_json(folder / "metrics.json", read_metrics(folder) | {part: entry})
     return entry
