@@ -3,8 +3,7 @@
 # make clean                remove the virtual environment and the demo's files
 
 PYTHON ?= python3
-# The version that is tested. Where pip would bring the CUDA build and the CPU build is wanted, let PIP_INDEX_URL or
-# PIP_EXTRA_INDEX_URL name PyTorch's index of CPU wheels.
+# The version that is tested.
 TORCH ?= torch==2.13.0
 CORPUS ?= synthetic
 
@@ -15,13 +14,17 @@ INSTALLED := .venv/installed
 
 setup: $(INSTALLED)
 
-# torch goes first and alone, so that nothing that depends on it can choose another build.
+# torch goes first and alone, so that nothing that depends on it can choose another build. The CPU build (+cpu) is taken
+# wherever pip is told of one (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS: PyTorch's site names its index of CPU wheels); the
+# general index has none for x86-64, and its build brings several GB of CUDA libraries.
 $(INSTALLED): pyproject.toml edge_runtime/pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "python3-venv is missing; on Debian run: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null || \
+		{ echo "no CPU build of $(TORCH) where pip looks; taking the general one"; \
+		$(BIN)/pip install --quiet "$(TORCH)"; }
 	$(BIN)/pip install --quiet -e "edge_runtime[onnx,mic]" -e ".[dev]"
 	@touch $@
 

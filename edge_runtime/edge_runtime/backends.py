@@ -40,8 +40,10 @@ class OnnxBackend:
     def __init__(self, path: Path, threads: int = 1) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingDependencyError("onnxruntime is not installed; run: pip install 'ser-edge[onnx]'") from error
+        except ImportError as error:  # installed, but e.g. for a newer C library than this system's
+            raise MissingDependencyError(f"onnxruntime is installed but cannot be loaded ({error})") from error
         # Its start-up probes print warnings about absent GPUs on every board; only fatal messages matter here.
         onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()
