@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from sertool.corpora.check import check_manifest
-from sertool.corpora.manifest import Clip, Manifest
+from sertool.corpora.manifest import Clip, Manifest, RowFault
 
 
 def speech_like(seed: int, seconds: float = 1.0, rate: int = 16000) -> np.ndarray:
@@ -112,6 +112,36 @@ def test_a_long_file_may_be_cut_by_start_and_end(sound_clips, tmp_path):
     soundfile.write(tmp_path / "long.wav", speech_like(9, 3.0), 16000)
     part = Clip("long.wav", tmp_path / "long.wav", "anna", "fear", "f", start=1.0, end=2.5)
     assert found([*sound_clips, part], longest=2.0) == []
+
+
+@pytest.mark.parametrize(("end", "kinds"), [(3.0, []), (3.04, []), (3.1, ["past the end"]), (9.0, ["past the end"])])
+def test_a_clip_that_ends_after_its_file_is_found(sound_clips, tmp_path, end, kinds):
+    soundfile.write(tmp_path / "long.wav", speech_like(9, 3.0), 16000)
+    part = Clip("long.wav", tmp_path / "long.wav", "anna", "fear", "f", start=1.0, end=end)
+    assert found([*sound_clips, part]) == [(kind, part.key) for kind in kinds]
+    both = [("too long", part.key), *((kind, part.key) for kind in kinds)]
+    assert found([*sound_clips, part], longest=1.5) == both
+
+
+def test_rows_that_are_no_clip_are_listed_first(sound_clips):
+    faults = [RowFault(3, "label is empty"), RowFault(3, "start 'x' is not a number")]
+    bad = Clip("gone.wav", Path("gone.wav"), "anna", "fear", "f")
+    manifest = Manifest((*sound_clips, bad), Path("manifest.csv"))
+    findings = check_manifest(manifest, faults=faults).findings
+    assert [(one.kind, one.subject) for one in findings] == [
+        ("row", "line 3"),
+        ("row", "line 3"),
+        ("unreadable", "gone.wav"),
+    ]
+
+
+def test_a_table_without_one_sound_row_is_checked_too():
+    report = check_manifest(Manifest((), Path("manifest.csv")), faults=[RowFault(2, "label is empty")])
+    assert [(one.kind, one.detail) for one in report.findings] == [("row", "label is empty")]
+
+
+def test_a_single_label_is_found(sound_clips):
+    assert found(sound_clips[:2]) == [("one label", "anger")]
 
 
 def test_the_same_audio_in_another_format_under_another_label_is_a_duplicate(sound_clips, tmp_path):

@@ -153,9 +153,50 @@ def test_check_reports_all_problems_and_accepts_known_ones(sertool, recordings, 
     assert code == 0
 
 
+def test_check_lists_every_bad_row_and_goes_on_to_the_clips(sertool, recordings, manifest):
+    (recordings / "s0" / "anger" / "0.wav").write_text("no audio")
+    with manifest.open("a") as file:
+        file.write("a.wav,,\nb,c.wav,s0,fear\n")
+    code, out, err = sertool("corpus", "check", manifest)
+    assert (code, err) == (1, "")
+    assert "row: line 26: speaker is empty\n" in out
+    assert "row: line 26: label is empty\n" in out
+    assert "row: line 27: 4 cells for 3 columns" in out
+    assert "row: 3 in all; training needs it mended\n" in out
+    assert "unreadable: 1 in all; training needs it mended\n" in out
+    assert "4 problem(s), 0 remark(s)" in out
+    code, _, err = sertool("split", "make", manifest, "--protocol", "loso")
+    assert_one_line(code, 2, err, "line 26: speaker is empty (and 2 more; list all: sertool corpus check")
+
+
+def test_many_findings_of_a_kind_are_counted_with_the_way_to_accept_them(sertool, recordings, manifest):
+    for number, path in enumerate(sorted(recordings.rglob("*.wav"))[:9]):
+        soundfile.write(path, 0.1 * np.random.default_rng(number).standard_normal(4000).clip(-4, 4), 8000)
+    code, out, _ = sertool("corpus", "check", manifest)
+    assert code == 1
+    assert out.count("recorded at 8000 Hz") == 5
+    assert "narrow band: 9 in all, 4 not shown; to live with it: --accept 'narrow band'\n" in out
+    code, out, _ = sertool("corpus", "check", manifest, "--accept", "narrow band")
+    assert code == 0
+    assert "narrow band (accepted): 9 in all, 4 not shown\n" in out
+    _, out, _ = sertool("corpus", "check", manifest, "--json")
+    assert len(json.loads(out)["problems"]) == 9
+
+
+def test_a_corpus_with_one_label_is_remarked_on_when_made_and_when_checked(sertool, recordings, tmp_path):
+    output = tmp_path / "m.csv"
+    code, _, err = sertool("corpus", "make", "folder", "--root", recordings, "-o", output, "--drop", "anger")
+    assert (code, err) == (0, "note: one label only, 'fear': a network has nothing to tell apart\n")
+    code, out, _ = sertool("corpus", "check", output)
+    assert code == 1
+    assert "one label: fear: all clips have one label" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["corpus", "make", "csv", "--table", "."], [".: is a folder"]),
+        (["corpus", "check", "."], [".: is a folder"]),
         (["corpus", "make", "emobd", "--root", "."], ["'emobd'", "did you mean 'emodb'"]),
         (["corpus", "make", "emodb"], ["give --root DIR"]),
         (["corpus", "make", "emodb", "--root", "absent"], ["absent: no such folder"]),

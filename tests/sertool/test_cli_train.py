@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from sertool.recipe import Recipe, load_recipe, write_recipe
@@ -22,13 +23,14 @@ from sertool.run import load_run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Command = Callable[..., Any]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assert_one_line(outcome: Any, code: int, message: str) -> None:
     assert outcome.code == code, outcome
     assert outcome.out == ""
-    assert outcome.err.startswith("sertool: ") and outcome.err.count("\n") == 1, outcome.err
-    assert message in outcome.err
+    (line,) = [line for line in outcome.err.splitlines() if " clips, 4 speakers, 3 labels; " not in line]
+    assert line.startswith("sertool: ") and message in line
 
 
 @pytest.fixture
@@ -71,8 +73,8 @@ def test_all_folds_are_trained_each_into_its_folder(sertool: Command, recipe_fil
     assert outcome.code == 0
     assert outcome.out == f"{tmp_path}/runs: trained; now run: sertool evaluate {tmp_path}/runs\n"
     assert [line.split(":")[0] for line in outcome.err.splitlines()] == [
-        f"{tmp_path}/runs/fold-1",
-        f"{tmp_path}/runs/fold-2",
+        f"{tmp_path}/runs/fold-{number}"
+        for number in (1, 1, 2, 2)  # what is trained, and the last epoch
     ]
     assert [load_run(tmp_path / "runs" / f"fold-{number}").recipe.data.fold for number in (1, 2)] == [1, 2]
     again = sertool("train", recipe_file, "-o", tmp_path / "runs", "--fold", "all")
@@ -83,18 +85,36 @@ def test_progress_without_a_terminal_is_a_line_every_ten_epochs_and_one_at_the_e
     sertool: Command, recipe_file: Path, tmp_path: Path
 ) -> None:
     outcome = sertool("train", recipe_file, "-o", tmp_path / "run", "--set", "training.epochs=12")
-    lines = outcome.err.splitlines()
+    first, *lines = outcome.err.splitlines()
+    assert first == f"{tmp_path}/run: 48 clips, 4 speakers, 3 labels; mobilenet15 on {DEVICE} in fp32"
     assert [line.split(",")[0] for line in lines] == [f"{tmp_path}/run: epoch {epoch}/12" for epoch in (10, 12)]
-    for word in (" loss ", " neighbour loss ", " learning rate ", " s"):
+    for word in (" loss ", " learning rate ", " s"):
         assert all(word in line for line in lines)
+    assert "neighbour loss" not in outcome.err  # there is no graph
+
+
+def test_training_that_goes_on_says_from_where(sertool: Command, tones: Any, tmp_path: Path) -> None:
+    from sertool.fit import EpochReport, fit
+
+    def stop(report: EpochReport) -> None:
+        raise KeyboardInterrupt
+
+    recipe = tones.recipe(training__epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "run", on_epoch=stop)
+    (tmp_path / "recipe.toml").write_text(write_recipe(recipe))
+    outcome = sertool("train", tmp_path / "recipe.toml", "-o", tmp_path / "run")
+    assert outcome.code == 0
+    assert outcome.err.splitlines()[0].endswith(" in fp32; goes on after epoch 1")
 
 
 def test_progress_finds_room_on_a_terminal_of_eighty_columns(
-    sertool: Command, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sertool: Command, tones: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, legacy_windows=False)
     monkeypatch.setattr("sertool.cli.console.STATUS", screen)
-    assert sertool("train", recipe_file, "-o", tmp_path / "run", "--set", "training.epochs=2").code == 0
+    values = ["--set", "training.epochs=2", "--set", f"neighbours.graph={tones.graph}"]
+    assert sertool("train", recipe_file, "-o", tmp_path / "run", *values).code == 0
     shown = screen.file.getvalue()
     whole = r"fold 1: loss \d\.\d{3}, neighbour loss \d\.\d{4}, rate 0\.001 \S+ 2/2 \d:\d\d:\d\d"
     assert re.search(whole, shown), shown
@@ -145,6 +165,17 @@ def test_another_recipe_in_the_same_folder_is_refused(sertool: Command, recipe_f
     assert sertool("train", recipe_file, "-o", tmp_path / "run").code == 0
     outcome = sertool("train", recipe_file, "-o", tmp_path / "run", "--set", "training.seed=1")
     assert_one_line(outcome, 2, "run: holds a run with training.seed = 0, not 1; give another folder with -o")
+
+
+def test_one_run_and_folds_are_not_trained_into_one_folder(sertool: Command, recipe_file: Path, tmp_path: Path) -> None:
+    arguments = ["train", recipe_file, "-o", tmp_path / "runs"]
+    assert sertool(*arguments[:3], tmp_path / "runs" / "fold-1", "--fold", "1").code == 0
+    for wrong in ([], ["--fold", "2"]):
+        message = "runs: holds folds, e.g. fold-1, which a run beside them would hide; give --fold all"
+        assert_one_line(sertool(*arguments, *wrong), 2, message)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["fold-1"]
+    message = "fold-1: holds a single run, not folds; give another folder with -o"
+    assert_one_line(sertool(*arguments[:3], tmp_path / "runs" / "fold-1", "--fold", "all"), 2, message)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +235,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.parametrize(
-    ("kilobytes", "file"), [(4, "environment.json"), (8, "recipe.toml"), (300, "resume.safetensors")]
+    ("kilobytes", "file"), [(4, "environment.json"), (8, "trained.json"), (300, "resume.safetensors")]
 )
 def test_a_full_disk_is_named_and_training_goes_on_when_there_is_room(
     sertool: Command, recipe_file: Path, tiny_disk: Callable[[int], Path], kilobytes: int, file: str
@@ -265,7 +296,8 @@ def embedded(tones: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graph_arguments(tones: Any, embedded: Path) -> list[object]:
-    return ["graph", embedded, "--manifest", tones.manifest, "--split", tones.split]
+    # The teacher has heard the training speakers of fold 1, of whom fold 2 tests two.
+    return ["graph", embedded, "--manifest", tones.manifest, "--split", tones.split, "--allow-seen"]
 
 
 def test_a_graph_joins_training_speakers_and_trains(
@@ -311,7 +343,7 @@ def test_the_same_graph_from_a_manifest_in_another_order(
         outcomes.append(
             sertool(
                 "graph", embedded, "--manifest", tmp_path / f"{name}.csv", "--split", tones.split,
-                "--threshold", "0.9", "-o", tmp_path / name,
+                "--threshold", "0.9", "--allow-seen", "-o", tmp_path / name,
             )
         )  # fmt: skip
     assert [outcome.code for outcome in outcomes] == [0, 0]
@@ -325,7 +357,7 @@ def test_validation_speakers_are_joined_on_demand(sertool: Command, tones: Any, 
     split.write_text(
         json.dumps({"folds": [{"train": ["ada", "dov"], "validation": ["bea", "eli"], "test": ["cyd", "fox"]}]})
     )
-    arguments = ["graph", embedded, "--manifest", tones.manifest, "--split", split, "-o", tmp_path / "graph"]
+    arguments = [*graph_arguments(tones, embedded), "--split", split, "-o", tmp_path / "graph"]
     assert json.loads(sertool(*arguments, "--json").out)[0]["graph"]["clips"] == 24
     both = sertool(*arguments, "--part", "train", "--part", "validation", "--json")
     assert json.loads(both.out)[0]["graph"]["clips"] == 48
@@ -335,8 +367,8 @@ def test_validation_speakers_are_joined_on_demand(sertool: Command, tones: Any, 
     ("arguments", "code", "message"),
     [
         (["--threshold", "2"], 2, "threshold 2 is not a cosine; valid: -1 to 1"),
-        (["--neighbours", "0"], 2, "0 is too few; valid: 1 or more"),
-        (["--part", "test"], 2, "--part 'test' cannot be in a graph; valid: train, validation"),
+        (["--neighbours", "0"], 2, "'--neighbours': Input should be greater than or equal to 1"),
+        (["--part", "test"], 2, "part 'test' cannot be in a graph; valid: train, validation"),
         (["--part", "trian"], 2, "did you mean 'train'?"),
         (["--split", "nowhere.json"], 2, "nowhere.json: no such split"),
         (["--manifest", "nowhere.csv"], 2, "nowhere.csv: no such manifest"),
@@ -372,6 +404,6 @@ def test_a_second_graph_that_fails_leaves_the_first_one_whole(
     split.write_text(
         json.dumps({"folds": [{"train": ["ada", "dov"], "test": ["cyd"]}, {"train": ["eve"], "test": ["fox"]}]})
     )
-    outcome = sertool("graph", embedded, "--manifest", tones.manifest, "--split", split, "-o", tmp_path / "graph")
+    outcome = sertool(*graph_arguments(tones, embedded), "--split", split, "-o", tmp_path / "graph")
     assert_one_line(outcome, 2, "no clip of speaker 'eve'")
     assert {path: path.read_bytes() for path in (tmp_path / "graph").rglob("*.*") if path.is_file()} == before

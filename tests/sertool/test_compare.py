@@ -281,6 +281,31 @@ def test_folds_are_pooled_and_stand_in_numerical_order(tmp_path: Path) -> None:
     assert score["accuracy"]["by_fold"] == pytest.approx([fold["accuracy"] for fold in by_fold])
 
 
+def test_folds_are_those_of_the_evaluation_and_an_incomplete_one_says_so(
+    tmp_path: Path, sertool: Callable[..., Any]
+) -> None:
+    run = tmp_path / "run"
+    write_folds(run, 1.0, 0)
+    (run / "fold-11").mkdir()  # not trained to the end yet
+    folds = [make_predictions(1.0, 10 * 0 + number, speakers) for number, speakers in ((2, "cd"), (10, "ab"))]
+    save_evaluation(run, "test", pool(folds), "0123", [2, 10], 3)
+    outcome = sertool("compare", run, run)
+    assert outcome.code == 0
+    assert "(seeds: 1, folds: 2 of 3, incomplete: lacks 1, 3)" in outcome.out.replace("\n", "")
+    (described,) = compare([load_set(str(run))])["sets"]
+    assert (described["folds"], described["folds_of"]) == ([2, 10], 3)
+    shutil.rmtree(run / "fold-2")
+    with pytest.raises(UsageError, match="fold-2: its test speakers are not evaluated yet"):
+        load_set(str(run))
+
+
+def test_a_run_beside_folds_is_refused(tmp_path: Path) -> None:
+    write_folds(tmp_path / "run", 1.0, 0)
+    (tmp_path / "run" / "checkpoint.safetensors").touch()
+    with pytest.raises(RunError, match="run: holds both a run and fold-10"):
+        load_set(str(tmp_path / "run"))
+
+
 def test_commas_and_patterns_join_seeds(runs: Path) -> None:
     expected = [str(runs / "base-1"), str(runs / "base-2")]
     for name in (",".join(expected), f"{runs}/base-*", f"{runs}/base-[12]", f"{runs}/base-1,{runs}/*e-2"):

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from edge_runtime.errors import AudioError, SerError, UsageError
+from sertool.audio import content_hash
 from sertool.cli import main
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.teacher.embed import CLIPS_PER_FILE, Embeddings, embed_manifest, load_embeddings
@@ -41,6 +42,7 @@ class Moments:
         self.identity = identity
         self.description: dict[str, Any] = {"name": self.name, "dimension": self.dimension}
         self.stop_after = stop_after
+        self.heard_audio: frozenset[str] | None = None
         self.seen: list[float] = []
 
     def embed(self, samples: np.ndarray) -> np.ndarray:
@@ -193,8 +195,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, stop_after:
     folder = tmp_path / "embeddings"
     with pytest.raises(KeyboardInterrupt):
         embed_manifest(manifest, Moments(stop_after=stop_after), folder)
-    with pytest.raises(UsageError, match="not all clips are embedded yet"):
+    with pytest.raises(UsageError, match="not all clips are embedded yet" if stop_after else "no embeddings folder"):
         load_embeddings(folder)
+    assert folder.exists() == (stop_after > 0)
     rest = Moments()
     embeddings = embed_manifest(manifest, rest, folder)
     assert len(rest.seen) == len(manifest) - stop_after
@@ -327,6 +330,26 @@ def test_what_the_teacher_refuses_is_named_with_its_file(tmp_path: Path) -> None
 
     with pytest.raises(SerError, match=r"2 of 2 clips .*/0\.wav: too short: 25\.0 ms; .*/1\.wav: too short"):
         embed_manifest(corpus(tmp_path, 2), Picky(), tmp_path / "embeddings")
+    assert not (tmp_path / "embeddings").exists()
+
+
+def test_whom_the_teacher_has_heard_is_known_by_the_audio_and_else_by_the_name(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path, 5)  # spoken by s0 and s1 in turn
+    unknown = embed_manifest(manifest, Moments(), tmp_path / "unknown")
+    assert (unknown.heard_by, unknown.heard_speakers(manifest)) == (None, set())
+
+    run = Moments()
+    run.description["speakers"] = ["s1", "someone else"]
+    embed_manifest(manifest, run, tmp_path / "name")
+    named = load_embeddings(tmp_path / "name")
+    assert (named.heard_by, named.heard_speakers(manifest)) == ("name", {"s1"})
+
+    run.heard_audio = frozenset({content_hash(tmp_path / "4.wav"), "0" * 64})
+    for embeddings in (embed_manifest(manifest, run, tmp_path / "audio"), load_embeddings(tmp_path / "audio")):
+        assert (embeddings.heard_by, embeddings.heard_speakers(manifest)) == ("audio", {"s0"})
+    (tmp_path / "audio" / "heard.json").write_text("[")
+    with pytest.raises(SerError, match=r"heard\.json: damaged; run sertool embed again"):
+        load_embeddings(tmp_path / "audio")
 
 
 def disk_full(path: Path, data: bytes) -> int:
@@ -343,7 +366,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(Path, "write_bytes", disk_full)
         embed_manifest(manifest, Moments(), folder)
-    assert list(files_of(folder)) == ["teacher.json"]
+    assert not folder.exists()
     np.testing.assert_array_equal(embed_manifest(manifest, Moments(), folder).vectors, expected(manifest))
 
 
@@ -488,14 +511,14 @@ def test_a_full_disk_is_one_line(
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].endswith("No space left on device")
     assert "Traceback" not in err
-    assert list(files_of(Path("e"))) == ["teacher.json"]
+    assert not Path("e").exists()
 
 
 BAD_INPUT: dict[str, tuple[list[str], int, str]] = {
     "no arguments": ([], 2, "Missing argument"),
     "no teacher": (["manifest.csv"], 2, "Missing option '--teacher'"),
     "no manifest": (["nothing.csv", "--teacher", "ENCODER"], 2, "nothing.csv: no such manifest"),
-    "empty manifest": (["empty.csv", "--teacher", "ENCODER"], 2, "empty.csv: no column 'file'"),
+    "empty manifest": (["empty.csv", "--teacher", "ENCODER"], 2, "empty.csv: "),
     "layer too high": (["manifest.csv", "--teacher", "ENCODER", "--layer", "3"], 2, "no layer 3; valid: 0"),
     "layer no number": (
         ["manifest.csv", "--teacher", "ENCODER", "--layer", "last"],

@@ -17,7 +17,7 @@ import transformers
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 import sertool.run
-from edge_runtime.errors import ArtifactError, AudioError, UsageError
+from edge_runtime.errors import ArtifactError, AudioError, SerError, UsageError
 from sertool.audio import read_audio
 from sertool.teacher.encoder import load_teacher
 
@@ -354,11 +354,34 @@ def test_devices_are_checked(whisper_folder: Path) -> None:
 
 
 def test_a_run_of_our_own_is_a_teacher_without_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipe.toml").write_text("")
+    (tmp_path / "checkpoint.safetensors").touch()
     with pytest.raises(UsageError, match="embedded at its layer fc1; leave --layer out"):
         load_teacher(str(tmp_path), 3)
     monkeypatch.setattr(sertool.run, "load_run_teacher", lambda path: ("the run in", path))
     assert load_teacher(str(tmp_path)) == ("the run in", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["recipe.toml"], "holds no model"),  # the user's own, in any folder
+        (["recipe.toml", "environment.json"], "unfinished; run the same sertool train again"),
+        (["fold-1/environment.json", "fold-1/recipe.toml"], "unfinished; run the same sertool train again"),
+        (["fold-1/checkpoint.safetensors", "fold-2/checkpoint.safetensors"], "holds 2 folds; name one of them"),
+    ],
+)
+def test_a_folder_that_is_not_one_finished_run_says_what_it_is(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(SerError, match=message):
+        load_teacher(str(tmp_path))
+
+
+def test_a_recipe_beside_an_encoder_does_not_make_it_a_run(whisper_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(whisper_folder, tmp_path)
+    (folder / "recipe.toml").touch()
+    assert load_teacher(str(folder), 2).identity == load_teacher(str(whisper_folder), 2).identity
 
 
 @pytest.mark.corpora

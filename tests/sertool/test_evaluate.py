@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,8 @@ def test_the_command_pools_folds(folds: Path, sertool: Callable[..., Any]) -> No
     assert json.loads((folds / "metrics.json").read_text())["test"] == entry
     parts = [table(folds / name / "predictions.csv") for name in ("fold-1", "fold-2")]
     assert [*parts[0], *parts[1]] == rows
+    assert (entry["folds"], entry["folds_of"]) == ([1, 2], 2)
+    assert "folds" not in load_run(folds / "fold-1").metrics["test"]
     for name, part in zip(("fold-1", "fold-2"), parts, strict=True):
         assert_equals_scikit_learn(load_run(folds / name).metrics["test"], part)
 
@@ -178,6 +181,27 @@ def test_folds_to_come_are_named(own: Path, sertool: Callable[..., Any]) -> None
     outcome = sertool("evaluate", own)
     assert outcome.code == 0 and "accuracy" in outcome.out
     assert outcome.err == "this result lacks fold 2: not trained to the end yet\n"
+    assert "folds: 1 of 2, incomplete: lacks 2\n" in outcome.out
+    entry = json.loads((own / "metrics.json").read_text())["test"]
+    assert (entry["folds"], entry["folds_of"]) == ([1], 2)
+
+
+def test_one_speaker_is_said_to_have_no_interval(own: Path, sertool: Callable[..., Any]) -> None:
+    run = own / "fold-1"
+    (run / "split.json").write_text(json.dumps({"folds": [{"train": ["ada", "bea", "dov", "eli"], "test": ["cyd"]}]}))
+    assert ", no interval: one speaker\n" in sertool("evaluate", run).out
+
+
+def test_square_brackets_in_names_are_printed_as_they_are(own_tones: Any, sertool: Callable[..., Any]) -> None:
+    text = own_tones.manifest.read_text().replace(",joy,", ",[/],").replace(",cyd,", ",[b]c,")
+    own_tones.manifest.write_text(text)
+    own_tones.split.write_text(own_tones.split.read_text().replace('"cyd"', '"[b]c"'))
+    run = own_tones.folder / "[/run]"
+    fit(own_tones.recipe(training__epochs=1), run)
+    outcome = sertool("evaluate", run)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "│ [/] " in outcome.out and "[b]c " in outcome.out
+    assert "/tones/[/run]," in re.sub(r"\s", "", outcome.out)
 
 
 def assert_one_line(outcome: Any, code: int, message: str) -> None:
@@ -210,7 +234,7 @@ def test_an_unfinished_run(own: Path, sertool: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere"], 1, "nowhere: no such run folder"),
+        (["nowhere"], 2, "nowhere: no such run folder"),
         (["{folds}/fold-1", "--part", "tset"], 2, "part 'tset' is unknown; did you mean 'test'"),
         (["{folds}/fold-1", "--part", "validation"], 2, "has no validation speakers"),
     ],
@@ -245,6 +269,42 @@ def test_a_corpus_that_is_no_longer_the_one_trained_on(
         (own_tones.folder / "cyd-joy-0.wav").write_bytes(b"no sound")
     with pytest.raises(error, match=message):
         evaluate_run(load_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("part", ["test", "train"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("swapped speakers", "'ada-anger-0.wav' has another speaker since"),
+        ("label", "'ada-anger-0.wav' has another label since"),
+        ("renamed", "'ada-anger-0.wav' is gone since"),
+        ("swapped audio", "'ada-anger-0.wav' has another audio since"),
+    ],
+)
+def test_clips_trained_on_cannot_become_those_of_test_speakers(
+    own_tones: Any, tmp_path: Path, part: str, change: str, message: str
+) -> None:
+    fit(own_tones.recipe(training__epochs=1), tmp_path / "run")
+    run, text = load_run(tmp_path / "run"), own_tones.manifest.read_text()
+    if change == "swapped speakers":
+        text = text.replace(",ada,", ",?,").replace(",cyd,", ",ada,").replace(",?,", ",cyd,")
+    elif change == "label":
+        text = text.replace("ada-anger-0.wav,ada,anger", "ada-anger-0.wav,ada,joy")
+    elif change == "renamed":
+        text = text.replace("ada-anger-0.wav,ada", "./ada-anger-0.wav,cyd")
+    else:
+        one, other, aside = (own_tones.folder / name for name in ("ada-anger-0.wav", "cyd-anger-0.wav", "aside.wav"))
+        one.rename(aside), other.rename(one), aside.rename(other)
+    own_tones.manifest.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        evaluate_run(run, part)
+
+
+def test_new_recordings_of_anyone_leave_a_run_as_it_was(own_tones: Any, tmp_path: Path) -> None:
+    fit(own_tones.recipe(training__epochs=1), tmp_path / "run")
+    shutil.copy(own_tones.folder / "ada-joy-0.wav", own_tones.folder / "new.wav")
+    own_tones.manifest.write_text(own_tones.manifest.read_text() + "new.wav,ada,joy,f\n")
+    assert len(evaluate_run(load_run(tmp_path / "run")).keys) == 24
 
 
 def test_a_network_that_answers_with_infinity_is_not_scored(own: Path) -> None:

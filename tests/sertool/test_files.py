@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.errors import UsageError
 from sertool.files import atomic_path, write_json, write_text
 
 
@@ -39,13 +40,27 @@ def test_a_full_disk_is_reported_with_the_file_that_was_meant(tmp_path: Path) ->
     assert caught.value.filename == str(tmp_path / "a.txt")
 
 
-def test_a_place_that_cannot_be_written_is_reported_by_its_own_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "taken", "taken/..", "taken/"])
+def test_a_folder_where_a_file_is_meant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "x").touch()
+    with pytest.raises(UsageError, match=": is a folder; give the name of a file"):
+        write_text(name, "text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
+
+
+def test_folders_made_for_a_file_that_fails_are_taken_away_again(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    with pytest.raises(ValueError), atomic_path(tmp_path / "before" / "new" / "newer" / "a.txt"):
+        raise ValueError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "before"]
+
+
+def test_a_place_that_cannot_be_written_is_reported_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(OSError) as caught:
-        write_text(tmp_path / "taken", "text")
-    assert caught.value.filename == str(tmp_path / "taken")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+        write_text(tmp_path / "file" / "a.txt", "text")
+    assert caught.value.filename == str(tmp_path / "file")
 
 
 def test_another_files_error_keeps_its_name(tmp_path: Path) -> None:

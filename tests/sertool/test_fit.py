@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import signal
@@ -105,7 +106,8 @@ def test_a_stopped_command_run_again_ends_with_the_weights_of_an_unstopped_one(
         assert again.stdout.endswith(f"now run: sertool evaluate {run}\n")
     else:
         assert code == 130
-        assert err.startswith("sertool: interrupted") and err.count("\n") == 1
+        _, line = err.splitlines()  # after the one that says what is trained
+        assert line.startswith("sertool: interrupted")
         fit(recipe, run)
     fit(recipe, tmp_path / "whole")
     assert_same_weights(run, tmp_path / "whole")
@@ -146,7 +148,7 @@ def test_resuming_does_not_hang_on_what_the_process_did_before(
 
 def test_a_finished_run_is_not_trained_again(tones: Any, whole: dict[str, Path]) -> None:
     before = {path: path.read_bytes() for path in whole["bank"].iterdir() if path.is_file()}
-    fit(tones.recipe(graph=True, neighbours__mode="bank"), whole["bank"], on_epoch=pytest.fail)
+    assert not fit(tones.recipe(graph=True, neighbours__mode="bank"), whole["bank"], on_epoch=pytest.fail)
     assert {path: path.read_bytes() for path in whole["bank"].iterdir() if path.is_file()} == before
 
 
@@ -170,19 +172,22 @@ def test_a_damaged_resume_file_is_named(tones: Any, tmp_path: Path, damage: str)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("recipe", r"holds a run with training\.epochs = 4, not 5; give another folder with -o"),
+        ("recipe", r"holds a run with training\.epochs = \d, not 5; give another folder with -o"),
         ("split", r"holds a run on split \w+, but .*split\.json is now \w+; give another folder with -o"),
-        ("audio", r"resume\.safetensors: clips, labels or graph changed since; delete it"),
-        ("label", r"resume\.safetensors: clips, labels or graph changed since; delete it"),
-        ("graph", r"resume\.safetensors: clips, labels or graph changed since; delete it"),
+        ("audio", r"holds a run on other clips: in .*manifest\.csv, clip 'ada-joy-0\.wav' has another audio; give"),
+        ("label", r"holds a run on other clips: in .*manifest\.csv, clip 'ada-joy-0\.wav' has another label; give"),
+        ("new clip", r"holds a run on other clips: in .*manifest\.csv, clip 'new\.wav' is new; give another folder"),
+        ("graph", r"holds a run on another graph than .*fold-1/graph\.csv is now; give another folder with -o"),
     ],
 )
-def test_an_interrupted_run_goes_on_with_its_own_data_only(
-    own_tones: Any, tmp_path: Path, change: str, message: str
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_goes_on_and_is_called_finished_with_its_own_data_only(
+    own_tones: Any, tmp_path: Path, change: str, message: str, epochs: int
 ) -> None:
-    recipe = own_tones.recipe(graph=True)
-    with pytest.raises(KeyboardInterrupt):
-        fit(recipe, tmp_path / "run", on_epoch=stop_after(1))
+    recipe = own_tones.recipe(graph=change != "new clip", training__epochs=epochs)
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(recipe, tmp_path / "run", on_epoch=None if epochs == 1 else stop_after(1))
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists() == (epochs == 1)
     if change == "recipe":
         recipe = own_tones.recipe(graph=True, training__epochs=5)
     elif change == "split":
@@ -190,6 +195,9 @@ def test_an_interrupted_run_goes_on_with_its_own_data_only(
         own_tones.split.write_text(json.dumps({"folds": split["folds"][::-1]}))
     elif change == "audio":
         soundfile.write(own_tones.folder / "ada-joy-0.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 9600), 16000)
+    elif change == "new clip":
+        soundfile.write(own_tones.folder / "new.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 9600), 16000)
+        own_tones.manifest.write_text(own_tones.manifest.read_text() + "new.wav,ada,joy,f\n")
     elif change == "label":
         text = own_tones.manifest.read_text()
         own_tones.manifest.write_text(text.replace("ada-joy-0.wav,ada,joy", "ada-joy-0.wav,ada,anger"))
@@ -325,7 +333,7 @@ def test_a_run_folder_tells_what_happened(learnt: Path, tones: Any) -> None:
     names = {path.name for path in learnt.iterdir()}
     assert names == {
         "checkpoint.safetensors", "environment.json", "graph.csv", "graph.json", "history.csv", "recipe.toml",
-        "split.json", "tensorboard",
+        "split.json", "tensorboard", "trained.json",
     }  # fmt: skip
     versions = json.loads((learnt / "environment.json").read_text())["versions"]
     assert versions["torch"] == torch.__version__ and versions["numpy"] == np.__version__
@@ -419,6 +427,14 @@ def test_a_graph_that_lacks_a_clip(own_tones: Any, tmp_path: Path) -> None:
     assert_refused(own_tones.recipe(graph=True), tmp_path / "run", r"fold-1: lacks 'ada-")
 
 
+def test_a_graph_that_joins_nothing(own_tones: Any, tmp_path: Path) -> None:
+    path = own_tones.graph / "fold-1" / "graph.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *sorted({row.split(",")[0] + ",," for row in rows})]))
+    message = "fold-1: joins no clips, so there is no neighbour loss; make it with a lower threshold"
+    assert_refused(own_tones.recipe(graph=True), tmp_path / "run", message)
+
+
 def test_more_neighbours_than_the_graph_was_cut_at(tones: Any, tmp_path: Path) -> None:
     assert_refused(
         tones.recipe(graph=True, neighbours__count=4),
@@ -446,9 +462,12 @@ def test_a_gpu_that_is_not_there(tones: Any, tmp_path: Path) -> None:
     assert_refused(tones.recipe(training__device="cuda"), tmp_path / "run", "this machine has no usable GPU")
 
 
-def test_diverging_training_stops_with_one_line_and_no_weights(tones: Any, tmp_path: Path) -> None:
-    with pytest.raises(SerError, match=r"training diverged in epoch 1: the loss is (nan|inf); lower") as caught:
-        fit(tones.recipe(training__learning_rate=1e30), tmp_path / "run")
+@pytest.mark.parametrize(("learning_rate", "loss"), [(1e30, "nan|inf"), (1e3, r"[\d.]+e\+\d\d")])
+def test_diverging_training_stops_with_one_line_and_no_weights(
+    tones: Any, tmp_path: Path, learning_rate: float, loss: str
+) -> None:
+    with pytest.raises(SerError, match=rf"training diverged in epoch 1: the loss is ({loss}); lower") as caught:
+        fit(tones.recipe(training__learning_rate=learning_rate, training__batch_size=4), tmp_path / "run")
     assert not isinstance(caught.value, UsageError)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
     with pytest.raises(RunError, match="unfinished"):

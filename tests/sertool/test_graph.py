@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +15,19 @@ from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
-from edge_runtime.errors import UsageError
-from sertool.corpora.manifest import Clip
-from sertool.graph import NeighbourGraph, build_graph, diagnose, load_graph
+from edge_runtime.errors import SerError, UsageError
+from sertool.audio import content_hash
+from sertool.corpora.manifest import Clip, Manifest, load_manifest
+from sertool.corpora.splits import Fold, Split, load_split
+from sertool.graph import (
+    NeighbourGraph,
+    build_fold_graphs,
+    build_graph,
+    diagnose,
+    load_graph,
+    save_fold_graphs,
+)
+from sertool.teacher.embed import Embeddings, embed_manifest
 
 TRIANGLE = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], np.float32)  # every cosine is 0.5
 
@@ -253,3 +267,125 @@ def test_random_embeddings_are_as_homophilous_as_chance() -> None:
     report = diagnose(build_graph([clip.key for clip in clips], random_vectors(600, 32), -1.0, 6), clips)
     assert report["homophily"] == pytest.approx(report["homophily_by_chance"], abs=0.03)
     assert report["same_speaker"] == pytest.approx(report["same_speaker_by_chance"], abs=0.03)
+
+
+# --- the graphs of all folds ---------------------------------------------------------------------------------------
+
+
+class Loudness:
+    """A teacher that hears how loud and how high a clip is."""
+
+    name, identity, dimension = "loudness", "loudness", 2
+
+    def __init__(self, speakers: list[str] | None = None, heard: list[Path] | None = None) -> None:
+        self.description: dict[str, Any] = {"name": self.name} | ({"speakers": speakers} if speakers else {})
+        self.heard_audio = frozenset(map(content_hash, heard)) if heard else None
+
+    def embed(self, samples: np.ndarray) -> np.ndarray:
+        return np.array([samples.std(), np.abs(np.diff(samples)).mean()], np.float32)
+
+
+@pytest.fixture
+def embedded(tones: Any, tmp_path: Path) -> Callable[..., Embeddings]:
+    """Embed the tones by a teacher that was trained on these speakers or these files."""
+    return lambda *heard: embed_manifest(load_manifest(tones.manifest), Loudness(*heard), tmp_path / "embeddings")
+
+
+def corpus_of(tones: Any) -> tuple[Manifest, Split]:
+    return load_manifest(tones.manifest), load_split(tones.split)
+
+
+@pytest.mark.parametrize("known_by", ["name", "audio"])
+def test_a_teacher_that_heard_test_speakers_is_refused_and_on_demand_recorded(
+    tones: Any, embedded: Callable[..., Embeddings], known_by: str
+) -> None:
+    heard = ["ada", "bea"]
+    files = [tones.folder / f"{speaker}-joy-0.wav" for speaker in heard] if known_by == "audio" else None
+    embeddings = embedded(heard, files)
+    # The second fold tests ada.
+    with pytest.raises(UsageError, match=r"loudness was trained on test speaker 'ada' of fold 2.*--allow-seen"):
+        build_fold_graphs(*corpus_of(tones), embeddings)
+    reports = [made.report for made in build_fold_graphs(*corpus_of(tones), embeddings, allow_seen=True)]
+    assert [report["seen"] for report in reports] == [
+        {"known_by": known_by, "validation": [], "test": []},
+        {"known_by": known_by, "validation": [], "test": ["ada"]},
+    ]
+
+
+def test_a_namesake_in_another_corpus_is_no_one_the_teacher_heard(
+    tones: Any, embedded: Callable[..., Embeddings], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere.wav").write_bytes(b"another recording")
+    embeddings = embedded(["ada", "fox"], [tmp_path / "elsewhere.wav"])
+    reports = [made.report for made in build_fold_graphs(*corpus_of(tones), embeddings)]
+    assert [report["seen"]["test"] for report in reports] == [[], []]
+
+
+def test_validation_speakers_are_held_out_unless_they_are_joined(
+    tones: Any, embedded: Callable[..., Embeddings]
+) -> None:
+    manifest, embeddings = load_manifest(tones.manifest), embedded(["bea"])
+    split = Split("by hand", 0, (Fold(("ada", "dov"), ("bea",), ("cyd",)),))
+    with pytest.raises(UsageError, match="trained on validation speaker 'bea' of fold 1"):
+        build_fold_graphs(manifest, split, embeddings)
+    made = build_fold_graphs(manifest, split, embeddings, parts=("train", "validation"))
+    assert made[0].report["seen"] == {"known_by": "name", "test": []}
+    assert made[0].report["graph"]["clips"] == 36
+    with pytest.raises(UsageError, match="part 'test' cannot be in a graph"):
+        build_fold_graphs(manifest, split, embeddings, parts=("test",))
+
+
+def test_a_graph_of_fewer_folds_leaves_none_of_the_earlier_ones(
+    tones: Any, embedded: Callable[..., Embeddings], tmp_path: Path
+) -> None:
+    made = build_fold_graphs(*corpus_of(tones), embedded())
+    save_fold_graphs(tmp_path / "graph", made)
+    (tmp_path / "graph" / "fold-notes").mkdir()
+    (tmp_path / "graph" / "fold-3").mkdir()
+    (tmp_path / "graph" / "fold-3" / "mine.txt").touch()
+    (tmp_path / "graph" / "fold-3" / "graph.csv").touch()
+    save_fold_graphs(tmp_path / "graph", made[:1])
+    left = sorted(str(path.relative_to(tmp_path / "graph")) for path in (tmp_path / "graph").rglob("*"))
+    assert left == [
+        "fold-1", "fold-1/graph.csv", "fold-1/graph.json", "fold-3", "fold-3/mine.txt", "fold-notes", "report.json",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "graph" / "report.json").read_text()) == [made[0].report]
+
+
+def test_a_graph_without_an_edge_is_refused_and_nothing_is_written(
+    tones: Any, sertool: Callable[..., Any], tmp_path: Path
+) -> None:
+    class Noise(Loudness):
+        def embed(self, samples: np.ndarray) -> np.ndarray:
+            return random_vectors(1, self.dimension, seed=int(1e6 * samples.std()))[0]
+
+    noise = Noise()
+    noise.dimension = 200
+    embeddings = embed_manifest(load_manifest(tones.manifest), noise, tmp_path / "embeddings")
+    no_edge = "fold 1: no two clips of 48 reach the cosine 0.99, the graph has no edge; lower the threshold"
+    with pytest.raises(SerError, match=re.escape(no_edge)):
+        build_fold_graphs(*corpus_of(tones), embeddings)
+    options = ("--manifest", tones.manifest, "--split", tones.split, "-o", tmp_path / "graph")
+    assert sertool("graph", embeddings.folder, *options) == (1, "", f"sertool: {no_edge}\n")
+    assert not (tmp_path / "graph").exists()
+
+
+def test_the_command_shows_a_table_of_eighty_columns_and_warns_of_isolated_clips(
+    tones: Any, embedded: Callable[..., Embeddings], sertool: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder, graph = embedded(["ada"]).folder, tmp_path / "[graph]"
+    command = ["graph", folder, "--manifest", tones.manifest, "--split", tones.split, "-o", graph]
+    refused = sertool(*command)
+    assert (refused.code, refused.out) == (2, "") and "--allow-seen" in refused.err and not graph.exists()
+    outcome = sertool(*command, "--allow-seen", "--threshold", "0.5")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"{graph}: 2 fold(s)" in outcome.out
+    *shown, _ = outcome.out.splitlines()
+    assert max(map(len, shown)) <= 80 and "…" not in outcome.out
+    assert "nearest: the 9 nearest neighbours of each clip" in outcome.out
+    sparse = sertool(*command, "--allow-seen", "--threshold", "0.999999", "--centre", "--mutual", "--neighbours", "1")
+    isolated = max(report["graph"]["isolated"] for report in json.loads((graph / "report.json").read_text()))
+    assert isolated > 0.5
+    assert sparse.err.endswith(f"{isolated:.0%} of the clips have no neighbour; try a lower --threshold\n")
+    none = sertool(*command, "--neighbours", "0")
+    assert none.code == 2 and "Invalid value for '--neighbours'" in none.err

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from edge_runtime.errors import UsageError
-from sertool.corpora.manifest import Clip, Manifest, load_manifest
+from edge_runtime.errors import AudioError, UsageError
+from sertool.corpora.manifest import Clip, Manifest, load_manifest, read_manifest
 
 HEADER = "file,speaker,label"
 
@@ -82,10 +82,13 @@ def test_an_unknown_speaker_is_refused_with_the_nearest(tmp_path):
         ([HEADER], "lists no clip"),
         ([HEADER, "a.wav,,anger"], "line 2: speaker is empty"),
         ([HEADER, "a.wav,01,anger", "b.wav,01"], "line 3: label is empty"),
-        ([HEADER, "a.wav,01,anger", "a.wav,02,fear"], "'a.wav' stands in 2 rows"),
+        ([HEADER, "a.wav,01,anger", "a.wav,02,fear"], "line 3: clip 'a.wav' stands in line 2 already"),
         ([HEADER + ",start", "a.wav,01,anger,soon"], "start 'soon' is not a number of seconds"),
         ([HEADER + ",end", "a.wav,01,anger,nan"], "end 'nan' is not a time"),
         ([HEADER + ",start", "a.wav,01,anger,-1"], "start '-1' is not a time"),
+        ([HEADER, "a.wav,01,anger", "b,c.wav,02,fear"], "line 3: 4 cells for 3 columns; .* ',' in quotation marks"),
+        ([HEADER, "", "a.wav,01,anger", "", "b.wav,,fear"], "line 5: speaker is empty$"),
+        ([HEADER, "a.wav,,anger", "b.wav,,"], "line 2: speaker is empty .and 2 more; list all: sertool corpus check"),
     ],
 )
 def test_a_bad_table_is_refused_by_line_and_column(tmp_path, lines, message):
@@ -102,5 +105,65 @@ def test_files_that_are_no_table_are_refused(tmp_path):
         load_manifest(binary)
     empty = tmp_path / "empty.csv"
     empty.touch()
-    with pytest.raises(UsageError, match="no column 'file'"):
+    with pytest.raises(UsageError, match=r"empty\.csv: the file is empty"):
         load_manifest(empty)
+    empty.write_text("\ufeff\n \n")
+    with pytest.raises(UsageError, match=r"empty\.csv: the file is empty"):
+        load_manifest(empty)
+    with pytest.raises(UsageError, match="is a folder"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_refused_with_the_remedy(tmp_path, encoding):
+    path = tmp_path / "manifest.csv"
+    path.write_text(f"{HEADER}\na.wav,01,fröhlich\n", encoding=encoding)
+    with pytest.raises(UsageError, match=r"save it as CSV UTF-8$"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_from_spreadsheets_are_read_whatever_separates_their_cells(tmp_path, delimiter):
+    rows = [["file", "speaker", "label", "start"], ["a,b.wav", "01", "anger", "0.5"], ["", "", "", ""]]
+    manifest = load_manifest(written(tmp_path, *map(delimiter.join, rows)))
+    assert [(clip.file, clip.speaker, clip.label, clip.start) for clip in manifest.clips] == [
+        ("a,b.wav", "01", "anger", 0.5)
+    ]
+
+
+def test_spaces_in_the_header_and_empty_cells_at_the_end_do_no_harm(tmp_path):
+    assert load_manifest(written(tmp_path, "file, speaker, label", "a.wav,01,anger,,")).speakers == ["01"]
+
+
+def test_reading_for_a_check_gives_the_sound_rows_and_every_fault_of_the_others(tmp_path):
+    path = written(
+        tmp_path,
+        f"{HEADER},start,end",
+        "a.wav,01,anger,,",
+        "b.wav,,,,",
+        "a.wav,02,fear,,",
+        'c.wav,02,fear,"0,5",-1',
+        "d,e.wav,02,fear,,,7",
+        "f.wav,02,fear,0.5,1",
+    )
+    manifest, faults = read_manifest(path)
+    assert [clip.key for clip in manifest.clips] == ["a.wav", "f.wav#0.5-1"]
+    assert [(fault.line, fault.detail.split(";")[0]) for fault in faults] == [
+        (3, "speaker is empty"),
+        (3, "label is empty"),
+        (4, "clip 'a.wav' stands in line 2 already"),
+        (5, "start '0,5' is not a number of seconds, such as 0.5"),
+        (5, "end '-1' is not a time in the file"),
+        (6, "7 cells for 5 columns"),
+    ]
+
+
+def test_a_clip_beside_the_user_but_not_beside_the_manifest_is_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    clip = load_manifest(written(tmp_path / "lists", HEADER, "a.wav,01,anger")).clips[0]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AudioError, match=r"lists/a\.wav: no such audio file$"):
+        clip.read()
+    soundfile.write(tmp_path / "a.wav", np.full(800, 0.1), 16000)
+    with pytest.raises(AudioError, match=r"'a\.wav' lies in the current folder, but .* beside the manifest"):
+        clip.read()

@@ -75,6 +75,8 @@ def test_a_table_with_other_column_names(tmp_path, delimiter):
         (["file,speaker,label", "a.wav,1,joy", "gone.wav,1,joy"], {}, r"line 3: no file .*gone\.wav; --root"),
         (["file,speaker,label,end", "a.wav,1,joy,late"], {}, "line 2: end 'late' is not a number"),
         (["file,speaker,label,end", "a.wav,1,joy,inf"], {}, "line 2: end 'inf' is not a time"),
+        (["file,speaker,label", "a.wav,1,joy", "a,b.wav,1,joy"], {}, "line 3: 4 cells for 3 columns"),
+        (["file;speaker;label", "a.wav;1;joy", "a;b.wav;1;joy"], {}, "line 3: 4 cells for 3 columns; .* ';'"),
     ],
 )
 def test_a_bad_table_is_refused_by_line(tmp_path, lines, columns, message):
@@ -91,3 +93,11 @@ def test_a_missing_or_binary_table_is_refused(tmp_path):
     (tmp_path / "noise.csv").write_bytes(bytes(range(256)))
     with pytest.raises(UsageError, match="not a CSV table"):
         table_clips(tmp_path / "noise.csv")
+    with pytest.raises(UsageError, match="is a folder"):
+        table_clips(tmp_path)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(UsageError, match="the file is empty"):
+        table_clips(tmp_path / "empty.csv")
+    (tmp_path / "wide.csv").write_text("file,speaker,label\n", encoding="utf-16")
+    with pytest.raises(UsageError, match="save it as CSV UTF-8"):
+        table_clips(tmp_path / "wide.csv")

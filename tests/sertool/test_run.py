@@ -13,6 +13,7 @@ import torch
 
 from edge_runtime.errors import AudioError, UsageError
 from edge_runtime.frontend import log_mel, tile_or_cut
+from sertool.audio import content_hash
 from sertool.fit import fit
 from sertool.networks import build_network
 from sertool.recipe import write_recipe
@@ -58,6 +59,18 @@ def test_a_part_that_is_not_there(folder: Path) -> None:
         load_run(folder).clips("validation")
 
 
+def test_a_run_older_than_the_record_of_its_clips_is_accepted(folder: Path, own: Path) -> None:
+    (own / "trained.json").unlink()
+    assert load_run(own).clips("test") == load_run(folder).clips("test")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"ada-joy-0.wav": 3}'])
+def test_a_damaged_record_of_the_clips(own: Path, content: str) -> None:
+    (own / "trained.json").write_text(content)
+    with pytest.raises(RunError, match=r"trained\.json: damaged"):
+        load_run(own).clips("test")
+
+
 def test_a_description_survives_its_json(folder: Path) -> None:
     student = load_run(folder).student
     assert StudentDescription.from_json(student.to_json()) == student
@@ -101,6 +114,13 @@ def test_the_teacher_says_whom_it_has_heard(folder: Path) -> None:
     assert description["speakers"] == ["ada", "bea", "dov", "eli"]
     assert (description["kind"], description["network"], description["corpora"]) == ("run", "mobilenet15", ["tones"])
     json.dumps(description)
+    heard = {content_hash(clip.path) for clip in load_run(folder).clips("train")}
+    assert load_run_teacher(folder).heard_audio == heard and len(heard) == 48
+
+
+def test_a_teacher_older_than_the_record_of_its_clips_cannot_say_what_it_has_heard(own: Path) -> None:
+    (own / "trained.json").unlink()
+    assert load_run_teacher(own).heard_audio is None
 
 
 def test_other_weights_are_another_teacher(folder: Path, own: Path, tones: Any, tmp_path: Path) -> None:
@@ -118,7 +138,7 @@ def test_a_teacher_refuses_an_empty_clip(folder: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nowhere: no such run folder; make one with: sertool train"):
+    with pytest.raises(UsageError, match="nowhere: no such run folder; make one with: sertool train"):
         load_run(tmp_path / "nowhere")
 
 
@@ -186,6 +206,12 @@ def test_folds_of_which_none_is_finished(folds: Path) -> None:
     for path in folds.glob("*/checkpoint.safetensors"):
         path.unlink()
     with pytest.raises(RunError, match="folds: unfinished; run the same sertool train again"):
+        load_folds(folds)
+
+
+def test_a_run_beside_folds_is_refused(folder: Path, folds: Path) -> None:
+    shutil.copytree(folder, folds, dirs_exist_ok=True)
+    with pytest.raises(RunError, match="folds: holds both a run and fold-1; move the one that is not meant"):
         load_folds(folds)
 
 

@@ -255,3 +255,30 @@ def test_paper_on_the_real_ravdess_gives_600_480_360_clips_half_by_women():
     for part, size in zip(PARTS, (600, 480, 360), strict=True):
         genders = Counter(manifest.clips[row].gender for row in manifest.indices(list(fold.part(part))))
         assert genders == {"f": size / 2, "m": size / 2}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "warned"),
+    [("fractions:.6,.2,.2", "tests 2 speakers only"), ("fractions:.4,.3,.3", ""), ("loso", ""), ("kfold:5", "")],
+)
+def test_a_single_cut_with_few_test_speakers_is_warned_of(sertool, tmp_path, protocol, warned):
+    corpus(5, 5).save(tmp_path / "m.csv")
+    outcome = sertool("split", "make", tmp_path / "m.csv", "--protocol", protocol, "-o", tmp_path / "s.json")
+    assert outcome.code == 0 and (tmp_path / "s.json").is_file()
+    assert bool(outcome.err) == bool(warned) and warned in outcome.err
+
+
+def test_one_test_speaker_is_singular(sertool, tmp_path):
+    corpus(2, 2).save(tmp_path / "m.csv")
+    outcome = sertool(
+        "split", "make", tmp_path / "m.csv", "--protocol", "fractions:.5,.25,.25", "-o", tmp_path / "s.json"
+    )
+    assert "tests 1 speaker only, " in outcome.err
+
+
+def test_unknown_genders_are_a_dash_and_brackets_stay(sertool, tmp_path):
+    corpus(0, 0, 4, labels=("[red]anger", "fear")).save(tmp_path / "m.csv")
+    sertool("split", "make", tmp_path / "m.csv", "--protocol", "kfold:2", "-o", tmp_path / "s.json")
+    shown = sertool("split", "show", tmp_path / "s.json", tmp_path / "m.csv").out
+    assert "[red]anger 2" in shown and "0/0" not in shown
+    assert " - " in shown

@@ -28,7 +28,7 @@ def read_audio(path: str | Path, start: float | None = None, end: float | None =
     Args:
         path: any file that libsndfile reads (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, ...).
         start: first second to read; the beginning when None.
-        end: last second to read; the end of the file when None.
+        end: last second to read; the end of the file when None, or when the file ends earlier.
 
     Returns:
         float32 (samples,) in [-1, 1], at least one sample.

@@ -21,7 +21,7 @@ from edge_runtime.errors import UsageError, nearest
 from sertool.corpora.splits import PARTS
 from sertool.evaluate import predictions_path
 from sertool.metrics import IntArray, accuracy, unweighted_average_recall
-from sertool.run import RunError, read_metrics
+from sertool.run import RunError, read_metrics, refuse_run_beside_folds
 
 FloatArray = NDArray[np.float64]
 METRICS: dict[str, Callable[[IntArray], float]] = {"uar": unweighted_average_recall, "accuracy": accuracy}
@@ -41,6 +41,7 @@ class Answers:
         folds: int64 (N,), number of the fold that tests each; 1 for a run without folds.
         truth: int64 (N,), positions of the true labels.
         predicted: int64 (N,), positions of the answers.
+        folds_of: how many folds the split has; None for a run without folds, or evaluated before this was written down.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Answers:
     folds: IntArray
     truth: IntArray
     predicted: IntArray
+    folds_of: int | None = None
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -138,7 +140,7 @@ def load_set(name: str, part: str = "test") -> RunSet:
     Raises:
         UsageError: nothing matches, a run is named twice or not evaluated, or the runs do not have the same split,
             labels and clips.
-        RunError: predictions.csv or metrics.json is damaged.
+        RunError: predictions.csv or metrics.json is damaged, or a run stands beside folds.
     """
     if part not in PARTS:
         raise UsageError(f"part {part!r} is unknown; {nearest(part, PARTS)}")
@@ -164,12 +166,21 @@ def _matching(name: str) -> list[Path]:
 
 
 def _read_run(path: Path, part: str) -> Answers:
-    folds = sorted(
-        (int(number), folder)
+    folders = {
+        int(number): folder
         for folder in path.glob("fold-*")
         if (number := folder.name.removeprefix("fold-")).isdecimal()
-    )
-    return _pool(path, [_read(folder, part, path, number) for number, folder in folds or [(1, path)]])
+    }
+    refuse_run_beside_folds(path, sorted(folders.values()))
+    if not folders:
+        return _pool(path, [_read(path, part, path, 1)])
+    # Where the evaluation of the folds says which it pooled, others are not trained to the end yet.
+    entry = read_metrics(path).get(part)
+    pooled, count = (entry.get("folds"), entry.get("folds_of")) if isinstance(entry, dict) else (None, None)
+    folds = [
+        _read(folders.get(number, path / f"fold-{number}"), part, path, number) for number in sorted(pooled or folders)
+    ]
+    return _pool(path, folds, count)
 
 
 def _read(folder: Path, part: str, run: Path, fold: int) -> Answers:
@@ -205,7 +216,7 @@ def _parse(folder: Path, text: str, entry: dict[str, Any], fold: int) -> Answers
     )
 
 
-def _pool(path: Path, folds: Sequence[Answers]) -> Answers:
+def _pool(path: Path, folds: Sequence[Answers], folds_of: int | None = None) -> Answers:
     for fold in folds:
         _require_same_split(folds[0], fold)
     keys = [key for fold in folds for key in fold.keys]
@@ -223,6 +234,7 @@ def _pool(path: Path, folds: Sequence[Answers]) -> Answers:
         np.concatenate([fold.folds for fold in folds])[order],
         np.concatenate([fold.truth for fold in folds])[order],
         np.concatenate([fold.predicted for fold in folds])[order],
+        folds_of,
     )
 
 
@@ -269,12 +281,13 @@ def compare(sets: Sequence[RunSet]) -> dict[str, Any]:
     run has the interval that ``sertool evaluate`` gives it.
 
     Returns:
-        ``split_hash``, ``clips``, ``speakers``; ``sets``: for each its ``name``, ``runs`` and for ``uar`` and
-        ``accuracy`` the ``mean`` over seeds of all folds pooled, its ``interval`` (None for one speaker),
-        ``by_seed``, ``by_fold`` (averaged over seeds) and the standard deviations ``seed_deviation`` and
-        ``fold_deviation`` (None for one); ``differences``: for each further set its ``difference`` from the baseline
-        and ``interval`` in both metrics, :func:`z_test` of the mean UARs, and :func:`mcnemar` of every seed of the
-        set with every seed of the baseline, with the median of the p-values.
+        ``split_hash``, ``clips``, ``speakers``; ``sets``: for each its ``name``, ``runs``, ``folds`` (their numbers),
+        ``folds_of`` (how many the split has; None where that is unknown) and for ``uar`` and ``accuracy`` the ``mean``
+        over seeds of all folds pooled, its ``interval`` (None for one speaker), ``by_seed``, ``by_fold`` (averaged over
+        seeds) and the standard deviations ``seed_deviation`` and ``fold_deviation`` (None for one); ``differences``:
+        for each further set its ``difference`` from the baseline and ``interval`` in both metrics, :func:`z_test` of
+        the mean UARs, and :func:`mcnemar` of every seed of the set with every seed of the baseline, with the median of
+        the p-values.
 
     Raises:
         UsageError: the sets do not have the same split, labels and clips.
@@ -339,7 +352,14 @@ def mcnemar(only_baseline: int, only_other: int) -> float:
 
 def _describe(runs: RunSet) -> dict[str, Any]:
     scores = {name: score.to_json() for name, score in runs.scores.items()}
-    return {"name": runs.name, "runs": [str(run.path) for run in runs.runs], **scores}
+    first = runs.runs[0]
+    return {
+        "name": runs.name,
+        "runs": [str(run.path) for run in runs.runs],
+        "folds": np.unique(first.folds).tolist(),
+        "folds_of": first.folds_of,
+        **scores,
+    }
 
 
 def _difference(baseline: RunSet, candidate: RunSet) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = No
         on_features: told while log-Mel spectrograms are computed.
 
     Raises:
-        UsageError: a part without speakers, or a clip with a label the run does not know.
+        UsageError: a part without speakers, a clip with a label the run does not know, or a manifest that no longer
+            agrees with what was trained on (see :meth:`sertool.run.Run.clips`).
         AudioError: a clip cannot be read.
         RunError: the network answers with something that is not a finite number.
     """
@@ -164,7 +165,14 @@ def predictions_path(folder: Path, part: str) -> Path:
     return folder / ("predictions.csv" if part == "test" else f"predictions-{part}.csv")
 
 
-def save_evaluation(folder: Path, part: str, predictions: Predictions, split_hash: str) -> dict[str, Any]:
+def save_evaluation(
+    folder: Path,
+    part: str,
+    predictions: Predictions,
+    split_hash: str,
+    folds: Sequence[int] = (),
+    folds_of: int | None = None,
+) -> dict[str, Any]:
     """Write the predictions (see :func:`predictions_path`) and this part's entry of ``metrics.json``; return the entry.
 
     Args:
@@ -172,8 +180,12 @@ def save_evaluation(folder: Path, part: str, predictions: Predictions, split_has
         part: which part was predicted.
         predictions: the items.
         split_hash: of the split that says who was tested.
+        folds: numbers of the folds pooled here; none for a single run.
+        folds_of: how many the split has, so that a pooled result says itself whether it is complete.
     """
     predictions.save(predictions_path(folder, part))
     entry = summarize(predictions) | {"split_hash": split_hash}
+    if folds:
+        entry |= {"folds": list(folds), "folds_of": folds_of}
     write_json(folder / "metrics.json", read_metrics(folder) | {part: entry})
     return entry

@@ -8,7 +8,6 @@ weights as one that was not.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import time
@@ -36,7 +35,21 @@ from sertool.graph import NeighbourGraph, load_graph
 from sertool.losses import neighbour_loss
 from sertool.networks import Student, build_network
 from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
-from sertool.run import RunError, StudentDescription, describe_environment, save_checkpoint
+from sertool.run import (
+    ClipRecord,
+    RunError,
+    StudentDescription,
+    changed_clip,
+    describe_clips,
+    describe_environment,
+    read_trained,
+    save_checkpoint,
+    save_trained,
+)
+
+MAX_LOSS = 1e6
+"""A greater loss of a batch counts as diverged, though float32 still holds it. Guessing costs the logarithm of the
+number of classes; a network that reaches a million has logits of that size, and does not come back from there."""
 
 
 @dataclass(frozen=True)
@@ -74,49 +87,52 @@ class TrainingSet:
     targets: Tensor
     neighbours: Tensor
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything here, by which an interrupted run knows its data again."""
-        digest = hashlib.sha256()
-        for tensor in (self.log_mel, self.targets, self.neighbours):
-            digest.update(tensor.flatten().cpu().numpy().data)
-        return digest.hexdigest()
-
 
 def fit(
     recipe: Recipe,
     folder: Path,
     *,
+    on_start: Callable[[str], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_features: Progress | None = None,
-) -> None:
+) -> bool:
     """Train a network into a run folder; go on from where an earlier call was interrupted.
 
     Args:
         recipe: with absolute paths.
         folder: the run folder; see :mod:`sertool.run` for what it holds.
+        on_start: told in one line what is trained on what, before the first epoch.
         on_epoch: told after every epoch.
         on_features: told while log-Mel spectrograms are computed.
 
+    Returns:
+        whether anything was trained; False for a run that was finished already.
+
     Raises:
-        UsageError: recipe, manifest, split and graph do not fit together, or the folder holds another run.
+        UsageError: recipe, manifest, split and graph do not fit together, or the folder holds another run, or one on
+            other clips, labels or neighbours.
         AudioError: a clip cannot be read.
-        RunError: what an interrupted run left is damaged.
-        SerError: the loss becomes infinite.
+        RunError: what an earlier call left is damaged.
+        SerError: the loss exceeds :data:`MAX_LOSS` or is not a number.
     """
     if (folder / "recipe.toml").is_file():
         _refuse_other_run(recipe, folder)
-    if (folder / "checkpoint.safetensors").is_file():
-        return
-    training = recipe.training
-    device, autocast = _device(training), _autocast(recipe)
-
     manifest = load_manifest(recipe.data.manifest)
     fold = _fold(recipe, manifest)
     speakers = [speaker for part in recipe.data.parts for speaker in fold.part(part)]
     rows = manifest.indices(speakers)
     labels = _labels(manifest, rows)
     neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
+    trained = describe_clips([manifest.clips[row] for row in rows])
+    if (folder / "recipe.toml").is_file():
+        _refuse_other_data(recipe, folder, manifest, trained)
+    if (folder / "checkpoint.safetensors").is_file():
+        return False
+
+    training = recipe.training
+    device = _device(training)
+    precision = _precision(recipe, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     front_end = FrontEnd()
     windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features)[rows]
     normalization = measure_normalization(windows)
@@ -135,17 +151,22 @@ def fit(
     bank = EmbeddingBank(len(rows), width, device)
 
     resume = folder / "resume.safetensors"
-    fingerprint = data.fingerprint
-    reports = _resume(resume, fingerprint, network, optimizer, bank)
+    reports = _resume(resume, network, optimizer, bank)
+    if on_start:
+        on_start(
+            f"{len(rows)} clips, {len(speakers)} speakers, {len(labels)} labels; "
+            f"{recipe.network.name} on {device.type} in {precision}"
+            + (f"; goes on after epoch {len(reports)}" if reports else "")
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(training.threads or threads)
     try:
-        _start_folder(recipe, folder)
+        _start_folder(recipe, folder, trained)
         with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
             for epoch in range(len(reports), training.epochs):
                 report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast)
                 reports.append(report)
-                _save_resume(resume, fingerprint, network, optimizer, bank, reports)
+                _save_resume(resume, network, optimizer, bank, reports)
                 _save_history(folder / "history.csv", reports)
                 for name in ("loss", "neighbour_loss", "learning_rate"):
                     curves.add_scalar(name, getattr(report, name), report.epoch)
@@ -155,6 +176,7 @@ def fit(
         torch.set_num_threads(threads)
     save_checkpoint(folder / "checkpoint.safetensors", network, student)
     resume.unlink(missing_ok=True)
+    return True
 
 
 def _epoch(
@@ -188,9 +210,9 @@ def _epoch(
         others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
         graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
         loss = cross_entropy + neighbours.alpha * graph_loss
-        if not torch.isfinite(loss):
+        if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
-                f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}; "
+                f"training diverged in epoch {epoch + 1}: the loss is {loss.item():.3g}; "
                 "lower training.learning_rate or neighbours.alpha"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -253,11 +275,10 @@ def _device(training: Training) -> torch.device:
     return torch.device(name)
 
 
-def _autocast(recipe: Recipe) -> torch.autocast:
-    device, precision = _device(recipe.training), recipe.training.precision
-    if precision == "auto":
-        precision = "bf16" if recipe.network.name != "mobilenet15" and _has_bfloat16(device) else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    if recipe.training.precision != "auto":
+        return recipe.training.precision
+    return "bf16" if recipe.network.name != "mobilenet15" and _has_bfloat16(device) else "fp32"
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -290,6 +311,11 @@ def _neighbours(recipe: Recipe, keys: list[str]) -> NDArray[np.int64]:
     source = _graph_folder(recipe)
     graph = load_graph(source / "graph.csv")
     _refuse_other_clips(graph, keys, recipe)
+    if not len(graph.edges):
+        raise UsageError(
+            f"{source}: joins no clips, so there is no neighbour loss; make it with a lower threshold: "
+            "sertool graph --threshold, or set neighbours.graph to nothing"
+        )
     try:
         cut = int(json.loads((source / "graph.json").read_text(encoding="utf-8"))["neighbours"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -319,12 +345,13 @@ def _refuse_other_clips(graph: NeighbourGraph, keys: list[str], recipe: Recipe) 
         )
 
 
-def _start_folder(recipe: Recipe, folder: Path) -> None:
+def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord) -> None:
     load_split(recipe.data.split).save(folder / "split.json")
     write_json(folder / "environment.json", describe_environment())
     if recipe.neighbours.graph:
         for name in ("graph.csv", "graph.json"):
             write_text(folder / name, (_graph_folder(recipe) / name).read_text(encoding="utf-8"))
+    save_trained(folder, trained)
     # Last, because it marks the folder as a run.
     write_text(folder / "recipe.toml", write_recipe(recipe))
 
@@ -347,9 +374,26 @@ def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
         )
 
 
+def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: ClipRecord) -> None:
+    """Refuse to go on with a run, or to call it finished, on other data than it was started with."""
+    earlier = read_trained(folder)
+    if earlier is not None and earlier != clips:
+        new = sorted(clips.keys() - earlier.keys())
+        change = f"clip {new[0]!r} is new" if new else changed_clip(earlier, manifest)
+        raise UsageError(
+            f"{folder}: holds a run on other clips: in {manifest.path}, {change}; "
+            "give another folder with -o, or delete that one"
+        )
+    graphs = [folder / "graph.csv", _graph_folder(recipe) / "graph.csv"] if recipe.neighbours.graph else []
+    if len({path.read_text(encoding="utf-8") for path in graphs}) > 1:
+        raise UsageError(
+            f"{folder}: holds a run on another graph than {graphs[1]} is now; "
+            "give another folder with -o, or delete that one"
+        )
+
+
 def _save_resume(
     path: Path,
-    fingerprint: str,
     network: Student,
     optimizer: torch.optim.Adam,
     bank: EmbeddingBank,
@@ -360,26 +404,21 @@ def _save_resume(
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
     tensors |= {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"data": fingerprint, "reports": json.dumps([asdict(report) for report in reports])}
+    metadata = {"reports": json.dumps([asdict(report) for report in reports])}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
 
 
-def _resume(
-    path: Path, fingerprint: str, network: Student, optimizer: torch.optim.Adam, bank: EmbeddingBank
-) -> list[EpochReport]:
+def _resume(path: Path, network: Student, optimizer: torch.optim.Adam, bank: EmbeddingBank) -> list[EpochReport]:
     """Load the state after the last whole epoch; return the reports so far, empty for a fresh start."""
     if not path.is_file():
         return []
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            trained_on = file.metadata()["data"]
             reports = [EpochReport(**report) for report in json.loads(file.metadata()["reports"])]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: damaged; delete it to start this run again") from error
-    if trained_on != fingerprint:
-        raise UsageError(f"{path}: clips, labels or graph changed since; delete it to start this run again")
     network.load_state_dict(_below("network.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import UsageError
-from sertool.corpora.manifest import Clip
-from sertool.files import write_text
+from edge_runtime.errors import SerError, UsageError, nearest
+from sertool.corpora.manifest import Clip, Manifest
+from sertool.corpora.splits import PARTS, Fold, Split
+from sertool.files import write_json, write_text
+from sertool.teacher.embed import Embeddings
 
 SIMILARITY_DECIMALS = 5
 """Cosines are compared after rounding: float32 sums differ in their last digits with the order of the work."""
+
+PARTS_TO_JOIN = ("train", "validation")
 
 CLIPS_PER_SEARCH = 1024
 """Bounds the memory where many clips are tied and all of them are candidates."""
@@ -219,3 +224,128 @@ def _by_chance(values: NDArray[np.str_]) -> float:
     """Return how often two different clips drawn at random share the value."""
     counts = np.unique(values, return_counts=True)[1]
     return float(np.sum(counts * (counts - 1)) / (len(values) * (len(values) - 1)))
+
+
+@dataclass(frozen=True)
+class FoldGraph:
+    """The graph of one fold.
+
+    Attributes:
+        graph: the edges.
+        report: for ``graph.json``: ``fold``, ``teacher``, ``split_hash``, the settings (``parts``, ``threshold``,
+            ``neighbours``, ``centre``, ``mutual``), ``seen`` (speakers held out of the graph whom the teacher was
+            trained on, by part, and by what they are ``known_by``, see :attr:`Embeddings.heard_by`), ``graph`` (what
+            :func:`diagnose` says), and ``nearest_raw`` and ``nearest_centred``: the same for each clip's nearest
+            neighbours, whatever their cosine, so that raw and centred embeddings can be compared.
+    """
+
+    graph: NeighbourGraph
+    report: dict[str, Any]
+
+
+def build_fold_graphs(
+    manifest: Manifest,
+    split: Split,
+    embeddings: Embeddings,
+    *,
+    parts: Sequence[str] = ("train",),
+    threshold: float = 0.99,
+    max_neighbours: int = 9,
+    centre: bool = False,
+    mutual: bool = False,
+    allow_seen: bool = False,
+) -> list[FoldGraph]:
+    """Build and diagnose the graph of every fold.
+
+    Args:
+        manifest: the corpus.
+        split: its folds.
+        embeddings: of all its clips.
+        parts: whose clips are joined: ``train``, and ``validation`` where the student trains on it too.
+        threshold: see :func:`build_graph`, as for ``max_neighbours``, ``centre`` and ``mutual``.
+        max_neighbours: most edges of a clip.
+        centre: subtract the mean embedding.
+        mutual: keep an edge only if both ends choose it.
+        allow_seen: take a teacher that was trained on speakers whom the student is tested on.
+
+    Raises:
+        UsageError: a teacher that was trained on a held-out speaker, an unknown part or speaker, clips without
+            embedding, or what :func:`build_graph` refuses.
+        SerError: a fold without any edge.
+    """
+    for part in parts:
+        if part not in PARTS_TO_JOIN:
+            raise UsageError(f"part {part!r} cannot be in a graph; {nearest(part, PARTS_TO_JOIN)}")
+    vectors = embeddings.of(manifest)
+    heard = embeddings.heard_speakers(manifest)
+    made = []
+    for number, fold in enumerate(split.folds, start=1):
+        seen = {part: [s for s in fold.part(part) if s in heard] for part in PARTS if part not in parts}
+        if not allow_seen:
+            _refuse_seen(seen, number, embeddings)
+        rows = manifest.indices(_speakers(fold, parts))
+        clips = [manifest.clips[row] for row in rows]
+        keys = [clip.key for clip in clips]
+        graph = build_graph(keys, vectors[rows], threshold, max_neighbours, centre, mutual)
+        if not len(graph.edges):
+            raise SerError(
+                f"fold {number}: no two clips of {len(clips)} reach the cosine {threshold:g}, the graph has no edge; "
+                "lower the threshold"
+            )
+        nearest_raw, nearest_centred = (
+            diagnose(build_graph(keys, vectors[rows], -1.0, max_neighbours, centred), clips)
+            for centred in (False, True)
+        )
+        report = {
+            "fold": number,
+            "teacher": embeddings.teacher,
+            "split_hash": split.hash,
+            "parts": list(parts),
+            "threshold": threshold,
+            "neighbours": max_neighbours,
+            "centre": centre,
+            "mutual": mutual,
+            "seen": {"known_by": embeddings.heard_by, **seen},
+            "graph": diagnose(graph, clips),
+            "nearest_raw": nearest_raw,
+            "nearest_centred": nearest_centred,
+        }
+        made.append(FoldGraph(graph, report))
+    return made
+
+
+def _speakers(fold: Fold, parts: Sequence[str]) -> list[str]:
+    return [speaker for part in parts for speaker in fold.part(part)]
+
+
+def _refuse_seen(seen: dict[str, list[str]], fold: int, embeddings: Embeddings) -> None:
+    """Refuse a teacher that hands on what it learnt from the speakers whom the student is to be tested on."""
+    for part, speakers in seen.items():
+        if speakers:
+            more = f" and {len(speakers) - 1} more" if len(speakers) > 1 else ""
+            doubt = " (by name: it has not kept which audio)" if embeddings.heard_by == "name" else ""
+            raise UsageError(
+                f"{embeddings.folder}: {embeddings.teacher['name']} was trained on {part} speaker {speakers[0]!r}"
+                f"{more} of fold {fold}{doubt}; results would be too good: take a teacher of other speakers, or allow "
+                "it with --allow-seen"
+            )
+
+
+def save_fold_graphs(folder: str | Path, graphs: Sequence[FoldGraph]) -> None:
+    """Write ``fold-K/graph.csv`` and ``graph.json`` of each fold and ``report.json``; drop an earlier graph's folds.
+
+    Only ``graph.csv`` and ``graph.json`` are ever deleted, and the folder of a fold that is empty without them.
+    """
+    folder = Path(folder)
+    for made in graphs:
+        place = folder / f"fold-{made.report['fold']}"
+        made.graph.save(place / "graph.csv")
+        write_json(place / "graph.json", made.report)
+    write_json(folder / "report.json", [made.report for made in graphs])
+    current = {f"fold-{made.report['fold']}" for made in graphs}
+    for stale in folder.glob("fold-*"):
+        if stale.name not in current and stale.name.removeprefix("fold-").isdecimal():
+            for name in ("graph.csv", "graph.json"):
+                (stale / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds other files
+                stale.rmdir()

@@ -2,6 +2,7 @@
 
 recipe.toml              complete, with every default written out and absolute paths
 split.json               the split; recipe.toml says which fold
+trained.json             speaker, label and hash of the audio of each clip trained on
 checkpoint.safetensors   weights after the last epoch, with the student's description as metadata
 history.csv              loss, neighbour loss, learning rate and seconds of each epoch
 graph.csv, graph.json    the neighbour graph trained with, if any, and its teacher
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -30,9 +32,10 @@ from safetensors.torch import save
 
 from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
+from sertool.audio import content_hash
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, Split, load_split
-from sertool.files import atomic_path
+from sertool.files import atomic_path, write_json
 from sertool.networks import Student, build_network
 from sertool.recipe import Recipe, load_recipe
 
@@ -78,6 +81,58 @@ def save_checkpoint(path: Path, network: Student, description: StudentDescriptio
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(weights, {"student": description.to_json()}))
+
+
+ClipRecord = dict[str, dict[str, str]]
+"""Speaker, label and hash of the audio of clips, by the clips' keys."""
+
+
+def describe_clips(clips: Sequence[Clip]) -> ClipRecord:
+    """Return what a clip is to a training.
+
+    Raises:
+        AudioError: an audio file is missing.
+    """
+    audio = {path: content_hash(path) for path in {clip.path for clip in clips}}
+    return {clip.key: {"speaker": clip.speaker, "label": clip.label, "audio": audio[clip.path]} for clip in clips}
+
+
+def save_trained(folder: Path, trained: ClipRecord) -> None:
+    """Keep the clips that a run trains on."""
+    write_json(folder / "trained.json", trained)
+
+
+def read_trained(folder: Path) -> ClipRecord | None:
+    """Return the clips that a run was trained on; None for a run older than this record, which is accepted as it is.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    path = folder / "trained.json"
+    if not path.is_file():
+        return None
+    trained = _read_json(path)
+    if not all(
+        isinstance(record, dict) and record.keys() == {"speaker", "label", "audio"} for record in trained.values()
+    ):
+        raise RunError(f"{path}: damaged; train again")
+    return trained
+
+
+def changed_clip(trained: ClipRecord, manifest: Manifest) -> str | None:
+    """Say which clip trained on is no longer what it was, and in what; None if the manifest still has them all.
+
+    Raises:
+        AudioError: the audio file of such a clip is missing.
+    """
+    now = describe_clips([clip for clip in manifest.clips if clip.key in trained])
+    for key, record in trained.items():
+        if key not in now:
+            return f"clip {key!r} is gone"
+        changed = [name for name, value in now[key].items() if record[name] != value]
+        if changed:
+            return f"clip {key!r} has another {' and '.join(changed)}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -143,13 +198,20 @@ class Run:
         """Return the clips of a part (train, validation, test), sorted by key.
 
         Raises:
-            UsageError: an unknown part, or one without speakers.
+            UsageError: an unknown part, one without speakers, or a manifest in which a clip trained on is gone or has
+                another speaker, label or audio: it might pass for one that the run never heard.
+            AudioError: the audio file of a clip trained on is missing.
         """
         if part not in PARTS:
             raise UsageError(f"part {part!r} is unknown; {nearest(part, PARTS)}")
         speakers = list(self.fold.part(part))
         if not speakers:
             raise UsageError(f"{self.path}: fold {self.recipe.data.fold} of the split has no {part} speakers")
+        if changed := changed_clip(read_trained(self.path) or {}, self.manifest):
+            raise UsageError(
+                f"{self.manifest.path}: {changed} since {self.path} was trained on it; "
+                "bring the manifest and audio of that training back, or train again"
+            )
         return [self.manifest.clips[row] for row in self.manifest.indices(speakers)]
 
     def network(self) -> Student:
@@ -188,12 +250,13 @@ def load_run(path: str | Path) -> Run:
     """Open a finished run.
 
     Raises:
-        RunError: no such folder, not a run, a folder of several folds, or an unfinished or damaged run.
+        UsageError: no such folder.
+        RunError: not a run, a folder of several folds, or an unfinished or damaged run.
     """
     path = Path(path)
     checkpoint = path / "checkpoint.safetensors"
     if not path.is_dir():
-        raise RunError(f"{path}: no such run folder; make one with: sertool train")
+        raise UsageError(f"{path}: no such run folder; make one with: sertool train")
     if not checkpoint.is_file():
         if folds := _finished_folds(path):
             raise RunError(f"{path}: holds {len(folds)} folds; name one of them, e.g. {folds[0]}")
@@ -232,14 +295,29 @@ def load_folds(path: str | Path) -> list[Run]:
     """Open a run, or the finished folds below a folder in numerical order.
 
     Raises:
-        RunError: no finished run is there, one is damaged, or the folds are not those of one split.
+        UsageError: no such folder.
+        RunError: no finished run is there, one is damaged, a run stands beside folds, or the folds are not those of one
+            split.
     """
     path = Path(path)
-    folders = [] if (path / "checkpoint.safetensors").is_file() else _finished_folds(path)
+    folders = _finished_folds(path)
+    refuse_run_beside_folds(path, folders)
     runs = [load_run(folder) for folder in folders or [path]]
     if len({run.split_hash for run in runs}) > 1:
         raise RunError(f"{path}: its folds are not those of one split; evaluate them one by one")
     return runs
+
+
+def refuse_run_beside_folds(path: Path, folds: Sequence[Path]) -> None:
+    """Refuse a folder that is a run and also holds folds of another: either result could be meant.
+
+    Raises:
+        RunError: it is both.
+    """
+    if folds and (path / "checkpoint.safetensors").is_file():
+        raise RunError(
+            f"{path}: holds both a run and {folds[0].name}; move the one that is not meant to another folder"
+        )
 
 
 def _finished_folds(path: Path) -> list[Path]:
@@ -275,6 +353,7 @@ class RunTeacher:
         identity: hash of the weights.
         dimension: 256.
         description: for the record, with the speakers it was trained on.
+        heard_audio: SHA-256 of the audio files it was trained on; None for a run older than this record.
     """
 
     def __init__(self, run: Run) -> None:
@@ -284,6 +363,8 @@ class RunTeacher:
         self.identity = hashlib.sha256(weights + b"fc1").hexdigest()
         self.name = f"run {run.path.name} fc1"
         self.dimension = int(self._network.head.fc1.out_features)
+        trained = read_trained(run.path)
+        self.heard_audio = None if trained is None else frozenset(clip["audio"] for clip in trained.values())
         self.description: dict[str, Any] = {
             "name": self.name,
             "kind": "run",

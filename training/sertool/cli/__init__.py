@@ -54,7 +54,9 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     if code == 130:  # typer turns Ctrl-C into this code and says nothing
-        _fail("interrupted; the same command goes on from here", code)
+        # These two keep what they have done so far.
+        advice = "; the same command goes on from here" if sys.argv[1:2] in (["train"], ["embed"]) else ""
+        _fail(f"interrupted{advice}", code)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edge_runtime.errors import UsageError
 from sertool.cli.console import OUTPUT, print_json
+from sertool.cli.evaluate import describe_folds
 
 METRICS = {"uar": "UAR", "accuracy": "accuracy"}
 NOTES = """\
@@ -71,8 +72,8 @@ def _print(comparison: dict[str, Any], part: str) -> None:
         f"{comparison['clips']} {part} clips of {comparison['speakers']} speakers, split {comparison['split_hash']}"
     )
     for number, runs in enumerate(comparison["sets"], start=1):
-        seeds, folds = len(runs["runs"]), len(runs["uar"]["by_fold"])
-        typer.echo(f"{number}: {runs['name']} (seeds: {seeds}, folds: {folds})")
+        folds = describe_folds(runs["folds"], runs["folds_of"])
+        typer.echo(f"{number}: {runs['name']} (seeds: {len(runs['runs'])}, {folds})")
     OUTPUT.print(_table_of_sets(comparison["sets"]))
     OUTPUT.print(_table_of_differences(comparison["differences"]))
     typer.echo(NOTES)

@@ -17,15 +17,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-STATUS = Console(stderr=True)
-OUTPUT = Console()
+# What is printed are labels, paths and licences as the user wrote them: square brackets and colons are no markup.
+STATUS = Console(stderr=True, markup=False, emoji=False, highlight=False)
+OUTPUT = Console(markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Give a progress display with counts and time left; it draws only on a terminal."""
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),  # takes what the other columns leave
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -46,7 +47,7 @@ def spectrogram_progress(progress: Progress) -> Callable[[int, int], None]:
 
 def print_status(text: str) -> None:
     """Print one line on stderr as it is, above the progress bars where there are any."""
-    STATUS.print(text, highlight=False, markup=False, soft_wrap=True)
+    STATUS.print(text, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

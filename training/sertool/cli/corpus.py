@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sertool.cli.console import print_json, progress_bar
 
 if TYPE_CHECKING:
     from sertool.corpora.adapters import Corpus
+    from sertool.corpora.check import Finding
     from sertool.corpora.manifest import Clip, Manifest
 
 app = typer.Typer(no_args_is_help=True, help="List, make and check corpora.")
@@ -33,6 +35,8 @@ _OWN_OPTIONS = {
     },
     "synthetic": {"--root", "--language", "--speakers", "--sentences"},
 }
+# Findings of one kind that a check prints for people.
+_SHOWN = 5
 _FOLDER = "Only for folder"
 _CSV = "Only for csv"
 _SYNTHETIC = "Only for synthetic"
@@ -145,6 +149,8 @@ def make(
     manifest = Manifest(tuple(clips), output)
     manifest.save(output)
     typer.echo(f"{output}: {summary(manifest)}")
+    if len(manifest.labels) == 1:
+        typer.echo(f"note: one label only, {manifest.labels[0]!r}: a network has nothing to tell apart", err=True)
 
 
 def _clips(name: str, root: Path | None, given: dict[str, Any]) -> list[Clip]:
@@ -236,8 +242,10 @@ def check(
 ) -> None:
     """Decode every clip and list all that is wrong; the exit code is 1 if there is a problem.
 
-    Kinds: unreadable, truncated, silent, too short, too long, clipped, duplicate, gender, spelling, one speaker,
-    narrow band.
+    Kinds: row, unreadable, truncated, silent, too short, too long, past the end, clipped, duplicate, gender,
+    spelling, one speaker, one label, narrow band.
+
+    The first of each kind are shown, --json prints all.
 
     Problems you know of and live with become remarks with --accept.
 
@@ -248,20 +256,21 @@ def check(
       sertool corpus check manifest.csv --accept clipped --accept "narrow band" --json
     """
     from sertool.corpora.check import KINDS, check_manifest
-    from sertool.corpora.manifest import load_manifest
+    from sertool.corpora.manifest import read_manifest
 
     accepted = set(accept or [])
     for kind in sorted(accepted - set(KINDS)):
         raise UsageError(f"--accept {kind!r}: no such kind; {nearest(kind, KINDS)}")
     if not 0 <= shortest < longest:
         raise UsageError(f"--shortest {shortest:g} must be less than --longest {longest:g}, and neither negative")
-    manifest = load_manifest(path)
+    manifest, faults = read_manifest(path)
     with progress_bar() as progress:
         report = check_manifest(
             manifest,
             shortest,
             longest,
             lambda heard: progress.track(heard, total=len(manifest), description="decoding"),
+            faults,
         )
     problems = [finding for finding in report.findings if finding.kind not in accepted]
     remarks = [finding for finding in report.findings if finding.kind in accepted]
@@ -277,10 +286,27 @@ def check(
             }
         )
     else:
-        for finding in report.findings:
-            known = " (accepted)" if finding.kind in accepted else ""
-            typer.echo(f"{finding.kind}{known}: {finding.subject}: {finding.detail}")
+        for kind in KINDS:
+            _print_findings(kind, [finding for finding in report.findings if finding.kind == kind], kind in accepted)
         typer.echo(f"{path}: {summary(manifest)}; {report.seconds / 60:.1f} minutes")
         typer.echo(f"{path}: {len(problems)} problem(s), {len(remarks)} remark(s)")
     if problems:
         raise typer.Exit(1)
+
+
+def _print_findings(kind: str, findings: list[Finding], accepted: bool) -> None:
+    from sertool.corpora.check import PREVENTS_TRAINING
+
+    if not findings:
+        return
+    name = f"{kind} (accepted)" if accepted else kind
+    for finding in findings[:_SHOWN]:
+        typer.echo(f"{name}: {finding.subject}: {finding.detail}")
+    hidden = f", {len(findings) - _SHOWN} not shown" if len(findings) > _SHOWN else ""
+    if accepted:
+        remedy = ""
+    elif kind in PREVENTS_TRAINING:
+        remedy = "; training needs it mended"
+    else:
+        remedy = f"; to live with it: --accept {shlex.quote(kind)}"
+    typer.echo(f"{name}: {len(findings)} in all{hidden}{remedy}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sertool.cli.console import STATUS, print_json, progress_bar
+from sertool.cli.console import print_json, print_status, progress_bar
 
 if TYPE_CHECKING:
     from sertool.corpora.manifest import Clip
@@ -62,7 +62,7 @@ def embed(
 
     def show(clips: Sequence[Clip]) -> Iterator[Clip]:
         nonlocal computed
-        STATUS.print(f"{loaded.name}: {len(clips)} of {len(table)} clips to embed", highlight=False, markup=False)
+        print_status(f"{loaded.name}: {len(clips)} of {len(table)} clips to embed")
         with progress_bar() as progress:
             task = progress.add_task("embedding", total=len(clips))
             for clip in clips:

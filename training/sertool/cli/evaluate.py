@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from sertool.cli.console import OUTPUT, print_json, print_status, progress_bar, spectrogram_progress
-
-if TYPE_CHECKING:
-    from sertool.run import Run
 
 
 def evaluate(
@@ -36,34 +34,45 @@ def evaluate(
             predictions.append(evaluate_run(fold, part, on_features))
             entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
     if folds[0].path != run:
-        entry = save_evaluation(run, part, pool(predictions), folds[0].split_hash)
-        _warn_of_unfinished(folds)
+        numbers, count = [fold.recipe.data.fold for fold in folds], len(folds[0].split.folds)
+        entry = save_evaluation(run, part, pool(predictions), folds[0].split_hash, numbers, count)
+        _warn_of_unfinished(numbers, count)
     if json:
         print_json(entry)
     else:
         _print(entry, f"{run}, {part} speakers")
 
 
-def _warn_of_unfinished(folds: list[Run]) -> None:
-    finished = {fold.recipe.data.fold for fold in folds}
-    missing = [str(number) for number in range(1, len(folds[0].split.folds) + 1) if number not in finished]
+def _warn_of_unfinished(folds: list[int], count: int) -> None:
+    missing = [str(number) for number in range(1, count + 1) if number not in folds]
     if missing:
         print_status(f"this result lacks fold {', '.join(missing)}: not trained to the end yet")
 
 
+def describe_folds(folds: list[int], count: int | None) -> str:
+    """Say how many folds of how many were pooled, and which are lacking; ``count`` is None where it is unknown."""
+    if count is None:
+        return f"folds: {len(folds)}"
+    missing = ", ".join(str(number) for number in range(1, count + 1) if number not in folds)
+    return f"folds: {len(folds)} of {count}" + (f", incomplete: lacks {missing}" if missing else "")
+
+
 def _print(entry: dict[str, Any], title: str) -> None:
     labels = entry["labels"]
-    table = Table(title=f"{title}: confusion (rows: truth)")
+    # As Text, because labels and paths may hold square brackets, which in a string are rich's own markup.
+    table = Table(title=Text(f"{title}: confusion (rows: truth)", style="table.title"))
     for column in ("", *labels, "recall"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(Text(column), justify="left" if not column else "right")
     for label, row in zip(labels, entry["confusion"], strict=True):
         recall = entry["recall"][label]
-        table.add_row(label, *map(str, row), "-" if recall is None else f"{recall:.1%}")
+        table.add_row(Text(label), *map(str, row), "-" if recall is None else f"{recall:.1%}")
     OUTPUT.print(table)
     interval = entry["uar_interval"]
-    between = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%} over speakers" if interval else ""
-    OUTPUT.print(f"UAR {entry['uar']:.1%}{between}", highlight=False)
-    OUTPUT.print(f"accuracy {entry['accuracy']:.1%} of {entry['items']} clips", highlight=False)
+    between = f"95 % interval {interval[0]:.1%} to {interval[1]:.1%} over speakers" if interval else ""
+    typer.echo(f"UAR {entry['uar']:.1%}, {between or 'no interval: one speaker'}")
+    typer.echo(f"accuracy {entry['accuracy']:.1%} of {entry['items']} clips")
+    if "folds" in entry:
+        typer.echo(describe_folds(entry["folds"], entry["folds_of"]))
     for kind in ("speakers", "genders"):
         shares = "  ".join(f"{name} {uar:.1%}" for name, uar in entry[kind].items())
-        OUTPUT.print(f"UAR by {kind[:-1]}: {shares or 'unknown'}", highlight=False)
+        typer.echo(f"UAR by {kind[:-1]}: {shares or 'unknown'}")

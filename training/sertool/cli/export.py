@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from sertool.cli.console import OUTPUT, STATUS, print_json, progress_bar
+from sertool.cli.console import OUTPUT, print_json, print_status, progress_bar
 
 if TYPE_CHECKING:
     from sertool.export.artifact import Export
@@ -57,7 +57,7 @@ def export(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if replaced:
-        STATUS.print(f"{output}: replaced", highlight=False)
+        print_status(f"{output}: replaced")
     if json:
         print_json(_summary(result))
     else:

@@ -9,10 +9,10 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from edge_runtime.errors import UsageError, nearest
-from sertool.cli.console import OUTPUT, print_json
+from sertool.cli.console import OUTPUT, print_json, print_status
 
-PARTS_TO_JOIN = ("train", "validation")
+MOSTLY_ISOLATED = 0.5
+"""Above this share of clips without neighbours, the neighbour loss has little to say."""
 
 
 def graph(
@@ -24,16 +24,20 @@ def graph(
         typer.Option("--part", help="Part of the split whose clips are joined: train, validation; repeatable."),
     ] = ["train"],  # noqa: B006
     threshold: Annotated[float, typer.Option(help="Smallest cosine of an edge (the paper's epsilon).")] = 0.99,
-    neighbours: Annotated[int, typer.Option(help="Most neighbours of a clip (the paper's n).")] = 9,
+    neighbours: Annotated[int, typer.Option(min=1, help="Most neighbours of a clip (the paper's n).")] = 9,
     centre: Annotated[bool, typer.Option(help="Subtract the mean embedding first.")] = False,
     mutual: Annotated[bool, typer.Option(help="Keep an edge only if both ends choose each other.")] = False,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Take a teacher run that was trained on speakers held out here.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Graph folder.")] = Path("graph"),
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Build the neighbour graph of each fold's training speakers and report what it joins.
 
-    Test speakers are never part of a graph. The report compares raw with centred embeddings: a graph is worth
-    having when its edges join one label (homophily) far more often than chance, and not only one speaker.
+    Test speakers are never part of a graph, and a teacher run that was trained on them is refused. The report
+    compares raw with centred embeddings: a graph is worth having when its edges join one label (homophily) far more
+    often than chance, and not only one speaker.
 
     Examples:
 
@@ -43,57 +47,45 @@ def graph(
     """
     from sertool.corpora.manifest import load_manifest
     from sertool.corpora.splits import load_split
-    from sertool.files import write_json
-    from sertool.graph import build_graph, diagnose
+    from sertool.graph import build_fold_graphs, save_fold_graphs
     from sertool.teacher.embed import load_embeddings
 
-    for part in parts:
-        if part not in PARTS_TO_JOIN:
-            raise UsageError(f"--part {part!r} cannot be in a graph; {nearest(part, PARTS_TO_JOIN)}")
-    table, folds = load_manifest(manifest), load_split(split)
-    stored = load_embeddings(embeddings)
-    vectors = stored.of(table)
-    graphs, reports = [], []
-    for number, fold in enumerate(folds.folds, start=1):
-        rows = table.indices([speaker for part in parts for speaker in fold.part(part)])
-        clips = [table.clips[row] for row in rows]
-        keys = [clip.key for clip in clips]
-        built = build_graph(keys, vectors[rows], threshold, neighbours, centre, mutual)
-        # With the threshold gone, raw and centred embeddings give equally many edges and can be compared.
-        without_threshold = {
-            name: diagnose(build_graph(keys, vectors[rows], -1.0, neighbours, centred), clips)
-            for name, centred in (("nearest_raw", False), ("nearest_centred", True))
-        }
-        report = {
-            "fold": number,
-            "teacher": stored.teacher,
-            "split_hash": folds.hash,
-            "parts": parts,
-            "threshold": threshold,
-            "neighbours": neighbours,
-            "centre": centre,
-            "mutual": mutual,
-            "graph": diagnose(built, clips),
-            **without_threshold,
-        }
-        graphs.append(built)
-        reports.append(report)
-    # Written when all are made: folds of two graphs do not mix where the second one fails.
-    for built, report in zip(graphs, reports, strict=True):
-        folder = output / f"fold-{report['fold']}"
-        built.save(folder / "graph.csv")
-        write_json(folder / "graph.json", report)
-    write_json(output / "report.json", reports)
+    graphs = build_fold_graphs(
+        load_manifest(manifest),
+        load_split(split),
+        load_embeddings(embeddings),
+        parts=parts,
+        threshold=threshold,
+        max_neighbours=neighbours,
+        centre=centre,
+        mutual=mutual,
+        allow_seen=allow_seen,
+    )
+    save_fold_graphs(output, graphs)
+    reports = [made.report for made in graphs]
     if json:
         print_json(reports)
     else:
         _print(reports)
         typer.echo(f"{output}: {len(reports)} fold(s); use it with: sertool train --set neighbours.graph={output}")
+    isolated = max(report["graph"]["isolated"] for report in reports)
+    if isolated > MOSTLY_ISOLATED:
+        centring = "" if centre else ", perhaps with --centre"
+        print_status(f"{output}: {isolated:.0%} of the clips have no neighbour; try a lower --threshold{centring}")
 
 
 def _print(reports: list[dict[str, Any]]) -> None:
-    table = Table(title="neighbour graph of each fold's training speakers: share of edges that join ...")
-    for column in ("fold", "clips", "edges", "isolated", "one label", "one speaker", "label, raw", "centred"):
+    table = Table(title="neighbour graph of each fold's training speakers")
+    for column in (
+        "fold",
+        "clips",
+        "edges",
+        "clips\nwithout\nedge",
+        "edges\nin one\nlabel",
+        "edges\nin one\nspeaker",
+        "nearest\nin one\nlabel",
+        "centred\nnearest in\none label",
+    ):
         table.add_column(column, justify="right")
     for report in reports:
         measured = report["graph"]
@@ -111,12 +103,12 @@ def _print(reports: list[dict[str, Any]]) -> None:
     first = reports[0]["graph"]
     degrees = np.sum([report["graph"]["degrees"] for report in reports], axis=0)
     for line in (
-        f"by chance (fold 1): one label {first['homophily_by_chance']:.0%}, "
-        f"one speaker {first['same_speaker_by_chance']:.0%}",
-        "label, raw / centred: of each clip's nearest neighbours, whatever their cosine",
-        "clips by number of neighbours: " + "  ".join(f"{degree}: {count}" for degree, count in enumerate(degrees)),
+        f"two clips drawn at random: in one label {first['homophily_by_chance']:.0%}, "
+        f"in one speaker {first['same_speaker_by_chance']:.0%} (fold 1)",
+        f"nearest: the {reports[0]['neighbours']} nearest neighbours of each clip, whatever their cosine",
+        "clips by number of neighbours: " + "  ".join(f"{degree}:{count}" for degree, count in enumerate(degrees)),
     ):
-        OUTPUT.print(line, highlight=False)
+        OUTPUT.print(line)
 
 
 def _percent(share: float | None) -> str:

@@ -23,7 +23,7 @@ def new(
 
     Example: sertool recipe new recipe.toml
     """
-    if path.exists() and not force:
+    if path.is_file() and not force:
         raise UsageError(f"{path}: exists already; give another name or --force")
     write_text(path, write_recipe(Recipe()))
     typer.echo(f"{path}: edit it, then run: sertool train {path} -o runs/first")

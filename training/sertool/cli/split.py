@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from sertool.cli.console import OUTPUT, print_json
+from sertool.cli.console import OUTPUT, print_json, print_status
 
 if TYPE_CHECKING:
     from sertool.corpora.manifest import Manifest
     from sertool.corpora.splits import Fold, Split
+
+FEWEST_TEST_SPEAKERS = 3
+"""With fewer, a bootstrap over the test speakers says next to nothing."""
 
 app = typer.Typer(no_args_is_help=True, help="Divide speakers into train, validation and test.")
 
@@ -44,6 +46,12 @@ def make(
 
     split = make_split(load_manifest(manifest), protocol, seed)
     split.save(output)
+    fewest = min(len(fold.test) for fold in split.folds)
+    if protocol.startswith("fractions") and fewest < FEWEST_TEST_SPEAKERS:
+        print_status(
+            f"{output}: tests {fewest} speaker{'s' if fewest > 1 else ''} only, the interval over speakers will be "
+            "rough or absent; loso or kfold:K test everyone"
+        )
     typer.echo(
         f"{output}: {protocol}, {len(split.folds)} fold(s), hash {split.hash}; see it: sertool split show {output}"
     )
@@ -113,9 +121,10 @@ def _print(split: Split, rows: list[dict[str, Any]], with_clips: bool) -> None:
     for row in rows:
         cells = [str(row["fold"]), row["part"]]
         if with_clips:
-            cells += [str(len(row["speakers"])), f"{row['women']}/{row['men']}", str(row["clips"])]
-            cells.append(escape("  ".join(f"{label} {count}" for label, count in row["labels"].items())))
+            genders = f"{row['women']}/{row['men']}" if row["women"] or row["men"] else "-"
+            cells += [str(len(row["speakers"])), genders, str(row["clips"])]
+            cells.append("  ".join(f"{label} {count}" for label, count in row["labels"].items()))
         else:
-            cells.append(escape("  ".join(row["speakers"])))
+            cells.append("  ".join(row["speakers"]))
         table.add_row(*cells)
     OUTPUT.print(table)

@@ -47,23 +47,27 @@ def train(
 
       sertool train recipe.toml -o runs/loso --fold all
     """
-    from sertool.fit import fit
-
     chosen = _absolute(load_recipe(recipe, overrides))
     folder = output or Path("runs") / recipe.stem
     for number, run in _folds(chosen, folder, fold):
-        finished = (run / "checkpoint.safetensors").is_file()
         of_fold = chosen.model_copy(update={"data": chosen.data.model_copy(update={"fold": number})})
-        with progress_bar() as progress:
-            fit(
-                of_fold,
-                run,
-                on_epoch=_epoch_display(progress, run, of_fold),
-                on_features=spectrogram_progress(progress),
-            )
-        if finished:
-            print_status(f"{run}: finished already")
+        _train(of_fold, run)
     typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
+
+
+def _train(recipe: Recipe, run: Path) -> None:
+    from sertool.fit import fit
+
+    with progress_bar() as progress:
+        trained = fit(
+            recipe,
+            run,
+            on_start=lambda line: print_status(f"{run}: {line}"),
+            on_epoch=_epoch_display(progress, run, recipe),
+            on_features=spectrogram_progress(progress),
+        )
+    if not trained:
+        print_status(f"{run}: finished already")
 
 
 def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[EpochReport], None]:
@@ -72,7 +76,9 @@ def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[E
     task = progress.add_task(fold, total=recipe.training.epochs)
 
     def show(report: EpochReport) -> None:
-        losses = f"loss {report.loss:.3f}, neighbour loss {report.neighbour_loss:.4f}"
+        losses = f"loss {report.loss:.3f}"
+        if recipe.neighbours.graph:
+            losses += f", neighbour loss {report.neighbour_loss:.4f}"
         # As short as it can be: bar and time left must find room on 80 columns.
         text = f"{fold}: {losses}, rate {report.learning_rate:.2g}"
         progress.update(task, completed=report.epoch, description=text)
@@ -100,8 +106,16 @@ def _folds(recipe: Recipe, folder: Path, fold: str | None) -> list[tuple[int, Pa
     from sertool.corpora.splits import load_split
 
     if fold == "all":
+        # Not recipe.toml, which marks a run, too: in the folder that the command runs in, it is the user's own.
+        if any((folder / f"{name}.safetensors").is_file() for name in ("checkpoint", "resume")):
+            raise UsageError(f"{folder}: holds a single run, not folds; give another folder with -o")
         count = len(load_split(recipe.data.split).folds)
         return [(number, folder / f"fold-{number}") for number in range(1, count + 1)]
+    if folds := sorted(folder.glob("fold-*/recipe.toml")):
+        raise UsageError(
+            f"{folder}: holds folds, e.g. {folds[0].parent.name}, which a run beside them would hide; "
+            "give --fold all, or another folder with -o"
+        )
     if fold is None:
         return [(recipe.data.fold, folder)]
     if not fold.isdecimal():

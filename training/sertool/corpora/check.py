@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,26 +17,33 @@ import soundfile
 from edge_runtime.errors import SerError
 from edge_runtime.frontend import FloatArray
 from sertool.audio import SAMPLE_RATE, TruncatedAudioError
-from sertool.corpora.manifest import Clip, Manifest
+from sertool.corpora.manifest import Clip, Manifest, RowFault
 
 # Peak below which a 16-bit recording holds nothing but its dither: -72 dBFS, 8 steps.
 SILENCE_PEAK = 8 / 32768
 # Equal samples in a row at full scale: two can be a real peak, three are a cut-off one.
 FULL_SCALE = 0.99
+# Seconds by which annotators' times and the lengths of compressed files differ without harm.
+END_TOLERANCE = 0.05
 
 KINDS = {
+    "row": "an empty cell, a wrong time, more cells than columns, or a clip listed again; not decoded",
     "unreadable": "missing, empty, damaged, no audio, or NaN samples",
     "truncated": "the file's header promises more audio than the file holds",
     "silent": "no sample above -72 dBFS",
     "too short": "shorter than the shortest clip that is of use",
     "too long": "longer than the longest clip that is of use; not decoded",
+    "past the end": "a clip that ends after its file does, and loses the rest",
     "clipped": "three or more samples in a row at full scale",
     "duplicate": "the same audio as another clip",
     "gender": "a speaker with two genders, or a gender that is not f, m or empty",
     "spelling": "labels or speakers that differ in case, spaces, punctuation or leading zeros alone",
     "one speaker": "all clips, or all of one label, by a single speaker",
+    "one label": "all clips have one label: there is nothing to tell apart",
     "narrow band": "recorded below 16 kHz: the upper mel bands are empty",
 }
+# What no training gets past, whether or not the user accepts it.
+PREVENTS_TRAINING = frozenset({"row", "unreadable", "truncated", "one label"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Finding:
 
     Attributes:
         kind: a key of :data:`KINDS`.
-        subject: the clip's key, or the speaker or label it is about.
+        subject: the clip's key, or the line, speaker or label it is about.
         detail: what is wrong, in a few words.
     """
 
@@ -59,7 +66,7 @@ class Report:
     """What a check has found.
 
     Attributes:
-        findings: those on clips first, in the order of the manifest.
+        findings: those on rows first, then those on clips, in the order of the manifest.
         seconds: how much audio was decoded.
     """
 
@@ -81,6 +88,7 @@ def check_manifest(
     shortest: float = 0.3,
     longest: float = 300.0,
     track: Callable[[Iterator[Heard]], Iterable[Heard]] = iter,
+    faults: Sequence[RowFault] = (),
 ) -> Report:
     """Decode every clip and compare every name; nothing stops at the first finding.
 
@@ -89,24 +97,32 @@ def check_manifest(
         shortest: seconds below which a clip is too short.
         longest: seconds above which a clip is too long, and is not decoded.
         track: wraps the iteration over the clips, for a progress bar.
+        faults: the rows that :func:`sertool.corpora.manifest.read_manifest` left out.
     """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         heard = list(track(threads.map(lambda clip: _listen(clip, shortest, longest), manifest.clips)))
-    findings = [finding for one in heard for finding in one.findings]
+    findings = [Finding("row", f"line {fault.line}", fault.detail) for fault in faults]
+    findings += [finding for one in heard for finding in one.findings]
     findings += _duplicates(manifest, [one.digest for one in heard])
     findings += _gender_findings(manifest)
     findings += _spelling_findings("speaker", manifest.speakers)
     findings += _spelling_findings("label", manifest.labels)
     findings += _one_speaker_findings(manifest)
+    if len(manifest.labels) == 1:
+        findings.append(Finding("one label", manifest.labels[0], KINDS["one label"]))
     return Report(tuple(findings), sum(one.seconds for one in heard))
 
 
 def _listen(clip: Clip, shortest: float, longest: float) -> Heard:
+    duration = _duration(clip)
+    length = min(duration, clip.end or duration) - (clip.start or 0.0)
+    findings = []
+    if clip.end is not None and clip.end > duration + END_TOLERANCE:
+        findings.append(Finding("past the end", clip.key, f"end {clip.end:g} s, but the file lasts {duration:.2f} s"))
+    if length > longest:
+        detail = f"{length:.0f} s, at most {longest:g} s; cut it with the columns start and end"
+        return Heard((Finding("too long", clip.key, detail), *findings))
     try:
-        length = _length(clip)
-        if length > longest:
-            detail = f"{length:.0f} s, at most {longest:g} s; cut it with the columns start and end"
-            return Heard((Finding("too long", clip.key, detail),))
         samples = clip.read()
         recorded, rate = _recorded(clip)
     except TruncatedAudioError:
@@ -114,7 +130,6 @@ def _listen(clip: Clip, shortest: float, longest: float) -> Heard:
     except (SerError, OSError, soundfile.LibsndfileError) as error:
         return Heard((Finding("unreadable", clip.key, str(error).removeprefix(f"{clip.path}: ")),))
     seconds = len(samples) / SAMPLE_RATE
-    findings = []
     if np.abs(samples).max(initial=0) < SILENCE_PEAK:
         findings.append(Finding("silent", clip.key, KINDS["silent"]))
     if seconds < shortest:
@@ -126,12 +141,11 @@ def _listen(clip: Clip, shortest: float, longest: float) -> Heard:
     return Heard(tuple(findings), seconds, hashlib.sha256(samples.tobytes()).hexdigest())
 
 
-def _length(clip: Clip) -> float:
+def _duration(clip: Clip) -> float:
     try:
-        end = float(soundfile.info(clip.path).duration)
+        return float(soundfile.info(clip.path).duration)
     except (OSError, soundfile.LibsndfileError):
         return 0.0  # reading it says why
-    return min(end, clip.end or end) - (clip.start or 0.0)
 
 
 def _recorded(clip: Clip) -> tuple[FloatArray, int]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from edge_runtime.errors import UsageError, nearest
+from edge_runtime.errors import AudioError, UsageError, nearest
 from edge_runtime.frontend import FloatArray
 from sertool.audio import read_audio
 from sertool.files import write_text
@@ -57,6 +54,11 @@ class Clip:
 
     def read(self) -> FloatArray:
         """Decode the clip to 16 kHz mono float32; see :func:`sertool.audio.read_audio` for the errors."""
+        if not self.path.is_file() and Path(self.file).is_file():
+            raise AudioError(
+                f"{self.path}: no such audio file; {self.file!r} lies in the current folder, but relative files are "
+                "looked for beside the manifest"
+            )
         return read_audio(self.path, self.start, self.end)
 
 
@@ -116,6 +118,34 @@ class Manifest:
         write_text(path, text.getvalue())
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        line: where it stands, from 1; the header is the first.
+        cells: text by column, without spaces around it; a row may lack its last cells.
+        fault: what makes its cells meaningless; empty where nothing does.
+    """
+
+    line: int
+    cells: dict[str, str]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """Why a manifest cannot be used with this row in it.
+
+    Attributes:
+        line: where the row stands.
+        detail: what is wrong, in a few words.
+    """
+
+    line: int
+    detail: str
+
+
 def load_manifest(path: str | Path) -> Manifest:
     """Read a manifest from CSV, or from Parquet when pandas and pyarrow are installed.
 
@@ -124,38 +154,101 @@ def load_manifest(path: str | Path) -> Manifest:
             end, split``; other columns are ignored. Relative files are looked for beside the table.
 
     Raises:
-        UsageError: the table is missing, empty, not text, lacks a column, leaves a required cell empty, has a
-            number that is none, or names a clip twice.
+        UsageError: the table is missing, a folder, empty, not text, or lacks a column; or a row leaves a required
+            cell empty, has more cells than there are columns, has a number that is none, or names a clip again.
+    """
+    manifest, faults = read_manifest(path)
+    if faults:
+        others = f" (and {len(faults) - 1} more; list all: sertool corpus check {path})" if len(faults) > 1 else ""
+        raise UsageError(f"{path}: line {faults[0].line}: {faults[0].detail}{others}")
+    return manifest
+
+
+def read_manifest(path: str | Path) -> tuple[Manifest, list[RowFault]]:
+    """Read what can be used of a manifest, for a check that lists all that cannot.
+
+    Args:
+        path: as for :func:`load_manifest`.
+
+    Returns:
+        The clips of the sound rows, and all faults of the others in the order of the table.
+
+    Raises:
+        UsageError: the table as a whole is of no use: missing, a folder, empty, not text, or without a column.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such manifest; make one with: sertool corpus make")
-    rows, columns = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    columns, rows = read_table(path, "no such manifest; make one with: sertool corpus make")
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         raise UsageError(
             f"{path}: no column {missing[0]!r}; needed: {', '.join(REQUIRED_COLUMNS)}; found: {', '.join(columns)}"
         )
+    clips: list[Clip] = []
+    lines: dict[str, int] = {}
+    faults: list[RowFault] = []
+    for row in rows:
+        details = row_faults(row)
+        if not details:
+            clip = _clip(row.cells, path.parent)
+            first = lines.setdefault(clip.key, row.line)
+            if first == row.line:
+                clips.append(clip)
+            else:
+                details = [f"clip {clip.key!r} stands in line {first} already; a clip may be listed once"]
+        faults += [RowFault(row.line, detail) for detail in details]
+    return Manifest(tuple(clips), path), faults
+
+
+def read_table(path: Path, absent: str) -> tuple[list[str], list[Row]]:
+    """Read a table whose first line names the columns, whatever they are called.
+
+    Args:
+        path: Parquet if it ends in ``.parquet``; else CSV in UTF-8, separated by comma, semicolon or tab, whichever
+            the header holds most of (spreadsheets write semicolons where numbers have a decimal comma).
+        absent: what to say when there is no such file.
+
+    Returns:
+        The columns, and the rows in which anything is written, at least one.
+
+    Raises:
+        UsageError: the table is missing, a folder, empty, not text, or has no row.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give the table, a CSV file")
+    if not path.is_file():
+        raise UsageError(f"{path}: {absent}")
+    columns, rows = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if not rows:
-        raise UsageError(f"{path}: the manifest lists no clip")
-    clips = tuple(_clip(row, path, line) for line, row in enumerate(rows, start=2))
-    key, count = Counter(clip.key for clip in clips).most_common(1)[0]
-    if count > 1:
-        raise UsageError(f"{path}: clip {key!r} stands in {count} rows; a clip may be listed once")
-    return Manifest(clips, path)
+        raise UsageError(f"{path}: the table lists no clip")
+    return columns, rows
 
 
-def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
-            return rows, [name.strip() for name in reader.fieldnames or []]
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.strip().partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: not a CSV table in UTF-8 ({error})") from error
+        raise UsageError(f"{path}: not a CSV table in UTF-8 ({error}); save it as CSV UTF-8") from error
+    written = [(line, cells) for line, cells in lines if any(cells)]
+    if not written:
+        raise UsageError(f"{path}: the file is empty")
+    columns = written[0][1]
+    return columns, [
+        Row(line, dict(zip(columns, cells, strict=False)), _surplus(cells, columns, delimiter))
+        for line, cells in written[1:]
+    ]
 
 
-def _read_parquet(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+def _surplus(cells: list[str], columns: list[str], delimiter: str) -> str:
+    if not any(cells[len(columns) :]):
+        return ""
+    return f"{len(cells)} cells for {len(columns)} columns; put a cell that contains {delimiter!r} in quotation marks"
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[Row]]:
     try:
         import pandas
     except ImportError as error:
@@ -165,30 +258,53 @@ def _read_parquet(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as Parquet ({error})") from error
     text = table.astype(object).where(table.notna(), "").astype(str)
-    return text.to_dict("records"), list(table.columns)
+    return list(table.columns), [Row(line, cells) for line, cells in enumerate(text.to_dict("records"), start=2)]
 
 
-def _clip(row: dict[str, str], manifest: Path, line: int) -> Clip:
-    for column in REQUIRED_COLUMNS:
-        if not row.get(column):
-            raise UsageError(f"{manifest}: line {line}: {column} is empty")
-    times: dict[str, float | None] = {}
+def row_faults(row: Row) -> list[str]:
+    """Say all that keeps a row, under a manifest's columns, from being a clip."""
+    if row.fault:
+        return [row.fault]
+    faults = [f"{column} is empty" for column in REQUIRED_COLUMNS if not row.cells.get(column)]
     for column in ("start", "end"):
-        text = row.get(column, "")
         try:
-            times[column] = float(text) if text else None
+            seconds(row.cells.get(column, ""))
         except ValueError as error:
-            raise UsageError(f"{manifest}: line {line}: {column} {text!r} is not a number of seconds") from error
-        value = times[column]
-        if value is not None and not (np.isfinite(value) and value >= 0):
-            raise UsageError(f"{manifest}: line {line}: {column} {text!r} is not a time in the file")
-    texts = {name: row.get(name, "") for name in ("gender", "language", "sentence", "split")}
+            faults.append(f"{column} {error}")
+    return faults
+
+
+def seconds(text: str) -> float | None:
+    """Read a cell that holds a time.
+
+    Raises:
+        ValueError: not a number, negative, infinite or NaN.
+
+    Example:
+        >>> seconds("0.5")
+        0.5
+        >>> seconds("") is None
+        True
+    """
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number of seconds, such as 0.5") from None
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{text!r} is not a time in the file")
+    return value
+
+
+def _clip(cells: dict[str, str], folder: Path) -> Clip:
+    texts = {name: cells.get(name, "") for name in ("gender", "language", "sentence", "split")}
     return Clip(
-        row["file"],
-        manifest.parent / row["file"],
-        row["speaker"],
-        row["label"],
+        cells["file"],
+        folder / cells["file"],
+        cells["speaker"],
+        cells["label"],
         **texts,
-        start=times["start"],
-        end=times["end"],
+        start=seconds(cells.get("start", "")),
+        end=seconds(cells.get("end", "")),
     )

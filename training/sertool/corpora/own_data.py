@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from edge_runtime.errors import UsageError, nearest
 from sertool.corpora.adapters import audio_files
-from sertool.corpora.manifest import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, Clip
+from sertool.corpora.manifest import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    Clip,
+    Row,
+    read_table,
+    row_faults,
+    seconds,
+)
 
 _GENDERS = {"f": "f", "female": "f", "w": "f", "woman": "f", "m": "m", "male": "m", "man": "m", "": ""}
 
@@ -84,11 +92,11 @@ def table_clips(
         language: language code of all clips where the table has none.
 
     Raises:
-        UsageError: the table or a column is missing, a cell that a manifest needs is empty, a gender or a time is
-            none, or a file does not exist.
+        UsageError: the table or a column is missing, a row has more cells than there are columns, a cell that a
+            manifest needs is empty, a gender or a time is none, or a file does not exist.
     """
     table = Path(table)
-    rows, found = _read_table(table)
+    found, rows = read_table(table, "no such table")
     names = {column: column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)} | dict(columns or {})
     for column in (*REQUIRED_COLUMNS, *(columns or {})):
         if names[column] not in found:
@@ -96,35 +104,20 @@ def table_clips(
     base = Path(root) if root is not None else table.parent
     return [
         _table_clip(
-            {column: row.get(name, "") for column, name in names.items()},
+            replace(row, cells={column: row.cells.get(name, "") for column, name in names.items()}),
             base,
-            f"{table}: line {line}",
+            f"{table}: line {row.line}",
             language,
         )
-        for line, row in rows
+        for row in rows
     ]
 
 
-def _read_table(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    if not table.is_file():
-        raise UsageError(f"{table}: no such table")
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), restval="")
-            rows = [(reader.line_num, {k: v.strip() for k, v in row.items() if isinstance(v, str)}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{table}: not a CSV table in UTF-8 ({error})") from error
-    if not rows:
-        raise UsageError(f"{table}: the table lists no clip")
-    return rows, list(reader.fieldnames or [])
-
-
-def _table_clip(cells: dict[str, str], base: Path, where: str, language: str) -> Clip:
-    for column in REQUIRED_COLUMNS:
-        if not cells[column]:
-            raise UsageError(f"{where}: {column} is empty")
+def _table_clip(row: Row, base: Path, where: str, language: str) -> Clip:
+    cells = row.cells
+    faults = row_faults(row)
+    if faults:
+        raise UsageError(f"{where}: {faults[0]}")
     if cells["gender"].lower() not in _GENDERS:
         raise UsageError(f"{where}: gender {cells['gender']!r}; {nearest(cells['gender'], filter(None, _GENDERS))}")
     path = (base / cells["file"]).resolve()
@@ -138,17 +131,7 @@ def _table_clip(cells: dict[str, str], base: Path, where: str, language: str) ->
         gender=_GENDERS[cells["gender"].lower()],
         language=cells["language"] or language,
         sentence=cells["sentence"],
-        start=_seconds(cells["start"], f"{where}: start"),
-        end=_seconds(cells["end"], f"{where}: end"),
+        start=seconds(cells["start"]),
+        end=seconds(cells["end"]),
         split=cells["split"],
     )
-
-
-def _seconds(text: str, where: str) -> float | None:
-    try:
-        seconds = float(text) if text else None
-    except ValueError as error:
-        raise UsageError(f"{where} {text!r} is not a number of seconds") from error
-    if seconds is not None and not 0 <= seconds < float("inf"):
-        raise UsageError(f"{where} {text!r} is not a time in the file")
-    return seconds

@@ -53,17 +53,19 @@ def measure_parity(expected: FloatArray, computed: FloatArray) -> Parity:
         >>> parity.agreement, parity.max_error, round(parity.snr_db, 6)
         (1.0, 0.5, 20.0)
     """
-    error = computed.astype(np.float64) - expected
-    signal = max(float(np.sum(expected.astype(np.float64) ** 2)), np.finfo(np.float64).tiny)
-    # fmax would hide a NaN; maximum keeps it, and check_parity refuses it.
-    noise = float(np.maximum(np.sum(error**2), signal * np.finfo(np.float32).eps ** 2))
-    return Parity(
-        clips=len(expected),
-        max_error=float(np.abs(error).max()),
-        largest=float(np.abs(expected).max()),
-        agreement=float(np.mean(expected.argmax(axis=1) == computed.argmax(axis=1))),
-        snr_db=10.0 * float(np.log10(signal / noise)),
-    )
+    # Infinite logits give a NaN here, which check_parity refuses in one line; numpy's warnings would precede it.
+    with np.errstate(all="ignore"):
+        error = computed.astype(np.float64) - expected
+        signal = np.maximum(np.sum(expected.astype(np.float64) ** 2), np.finfo(np.float64).tiny)
+        # fmax would hide a NaN; maximum keeps it.
+        noise = np.maximum(np.sum(error**2), signal * np.finfo(np.float32).eps ** 2)
+        return Parity(
+            clips=len(expected),
+            max_error=float(np.abs(error).max()),
+            largest=float(np.abs(expected).max()),
+            agreement=float(np.mean(expected.argmax(axis=1) == computed.argmax(axis=1))),
+            snr_db=float(10.0 * np.log10(signal / noise)),
+        )
 
 
 def check_parity(parity: Parity, precision: str, where: str = "export") -> None:
@@ -77,6 +79,11 @@ def check_parity(parity: Parity, precision: str, where: str = "export") -> None:
     Raises:
         ExportError: a bound of this module is not met, or a logit is not a number.
     """
+    if not np.isfinite(parity.largest):  # no bound relative to it would refuse anything
+        raise ExportError(
+            f"{where}: its network answers with infinite numbers; nothing was written; "
+            "train again, with a lower learning rate"
+        )
     if precision == "fp32":
         allowed = FP32_MAX_ERROR * max(1.0, parity.largest)
         if not parity.max_error <= allowed:

@@ -6,6 +6,7 @@ An embeddings folder holds
   and the name of the manifest;
 - ``vectors-*.safetensors``: float32 ``vectors`` (n, dimension) and the ``contents`` (n, 32) they belong to, written
   whole and never changed: a killed run loses at most the clips of one unwritten file;
+- ``heard.json``: SHA-256 of each audio file that the teacher was trained on, where it is a run that knows;
 - ``index.csv``: clip key and content of every clip of the manifest, written once all of them are there.
 
 Vectors belong to a clip's content, the SHA-256 of its file's bytes with its start and end: a corpus that is moved or
@@ -19,6 +20,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +57,8 @@ class Embeddings:
         vectors: float32 (clips, dimension).
         teacher: the teacher's description, with its identity and the manifest's name.
         folder: where they are stored.
+        heard_audio: SHA-256 of the audio files that the teacher was trained on; None where they are unknown, as those
+            of a public encoder are.
     """
 
     keys: tuple[str, ...]
@@ -62,6 +66,7 @@ class Embeddings:
     vectors: FloatArray
     teacher: dict[str, Any]
     folder: Path
+    heard_audio: frozenset[str] | None = None
 
     def of(self, manifest: Manifest) -> FloatArray:
         """Return the vectors of a manifest's clips, found by what the clips hold.
@@ -86,6 +91,27 @@ class Embeddings:
                 )
             found.append(row)
         return self.vectors[found]
+
+    @property
+    def heard_by(self) -> str | None:
+        """By what :meth:`heard_speakers` knows them: ``audio``, or only by ``name``; None: it cannot know them."""
+        if self.heard_audio is not None:
+            return "audio"
+        return "name" if "speakers" in self.teacher else None
+
+    def heard_speakers(self, manifest: Manifest) -> set[str]:
+        """Return the speakers of a manifest whom the teacher was trained on.
+
+        Audio files are compared, because two corpora may both have a speaker 03; a file that was converted is another
+        one. Names are compared where a run of our own has kept nothing else.
+
+        Raises:
+            AudioError: the file of a clip is missing.
+        """
+        if self.heard_audio is None:
+            return set(manifest.speakers) & set(self.teacher.get("speakers", []))
+        heard = {path for path in {clip.path for clip in manifest.clips} if content_hash(path) in self.heard_audio}
+        return {clip.speaker for clip in manifest.clips if clip.path in heard}
 
 
 def _clip_content(clip: Clip, hash_file: Callable[[Path], str]) -> str:
@@ -125,12 +151,18 @@ def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, pro
             except AudioError as error:
                 failures.append(str(error))
     finally:
-        store.save()
+        try:
+            store.save()
+        finally:
+            _release_empty(folder)
     if failures:
         raise SerError(_describe_failures(failures, manifest))
+    heard: frozenset[str] | None = getattr(teacher, "heard_audio", None)
+    if heard is not None:
+        write_json(folder / "heard.json", sorted(heard))
     _write_index(folder, contents)
     vectors = np.stack([store.vectors[content] for content in contents.values()])
-    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder)
+    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, heard)
 
 
 def load_embeddings(folder: str | Path) -> Embeddings:
@@ -152,7 +184,7 @@ def load_embeddings(folder: str | Path) -> Embeddings:
     if lost:
         raise SerError(f"{folder}: the vectors of {lost[0]!r} are gone; run: sertool embed")
     vectors = np.stack([store.vectors[content] for content in contents.values()])
-    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder)
+    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, _read_heard(folder))
 
 
 class _VectorStore:
@@ -219,6 +251,24 @@ def _claim(folder: Path, manifest: Manifest, teacher: Teacher) -> dict[str, Any]
     }
     write_json(folder / "teacher.json", facts)
     return facts
+
+
+def _release_empty(folder: Path) -> None:
+    """Take ``teacher.json`` away again where not one vector was stored."""
+    if not any(folder.glob(VECTOR_FILES)):
+        (folder / "teacher.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _read_heard(folder: Path) -> frozenset[str] | None:
+    path = folder / "heard.json"
+    if not path.is_file():
+        return None
+    try:
+        return frozenset(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SerError(f"{path}: damaged; run sertool embed again") from error
 
 
 def _read_facts(folder: Path) -> dict[str, Any] | None:

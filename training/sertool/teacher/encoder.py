@@ -64,9 +64,10 @@ def load_teacher(source: str, layer: int | None = None, device: str = "auto") ->
     Raises:
         UsageError: no such folder or hub name, not a speech encoder, a layer it does not have, no such device.
         ArtifactError: weights that are damaged, incomplete or not in safetensors.
+        SerError: a run that is unfinished or damaged, or a folder of several folds.
     """
     folder = Path(source)
-    if (folder / "recipe.toml").is_file():
+    if _is_run(folder):
         if layer is not None:
             raise UsageError(f"{source}: a run of our own is embedded at its layer fc1; leave --layer out")
         from sertool.run import load_run_teacher
@@ -229,6 +230,14 @@ class WhisperTeacher(EncoderTeacher):
         return mel
 
 
+def _is_run(folder: Path) -> bool:
+    """Tell a run, finished or not, or a folder of folds; a recipe alone is none, it may lie anywhere."""
+    marks = ("checkpoint.safetensors", "environment.json")
+    return not (folder / "config.json").is_file() and any(
+        (place / mark).is_file() for place in (folder, *folder.glob("fold-*")) for mark in marks
+    )
+
+
 def _device(name: str) -> torch.device:
     valid = ["auto", "cpu", "cuda"]
     if name not in valid:
@@ -265,7 +274,7 @@ def _download(source: str) -> Path:
 def _read_config(folder: Path, source: str) -> Any:
     """Read ``config.json`` and make sure that it describes a speech encoder."""
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{source}: holds no model (no config.json, and no recipe.toml of a run of our own)")
+        raise UsageError(f"{source}: holds no model (no config.json of an encoder, no checkpoint.safetensors of a run)")
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its parts raise on a foreign or damaged file
