@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,10 @@ START_SECONDS = 10.0
 """PulseAudio is up in 0.1 s on an idle machine."""
 
 # Without norewinds=1 the null sink works in blocks of 2 s, loses the beginning of a sound and alters samples.
+SINK = "module-null-sink sink_name=speaker rate=16000 channels=1 format=s16le norewinds=1"
 CONFIGURATION = """\
 load-module module-native-protocol-unix socket={folder}/native auth-anonymous=1
-load-module module-null-sink sink_name=speaker rate=16000 channels=1 format=s16le norewinds=1
+load-module {sink}
 set-default-sink speaker
 set-default-source speaker.monitor
 """
@@ -49,10 +51,15 @@ class VirtualMicrophone:
         if not shutil.which("pulseaudio"):
             raise RuntimeError("pulseaudio is not installed (installing pipewire-pulse removes it)")
         self._folder = Path(tempfile.mkdtemp(prefix="virtual-microphone-"))
+        self.environment = {**os.environ, "PULSE_SERVER": f"unix:{self._folder}/native"}
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the server; after :meth:`kill` it answers at the same place."""
         folder = str(self._folder)
-        self.environment = {**os.environ, "PULSE_SERVER": f"unix:{folder}/native"}
         configuration = self._folder / "server.pa"
-        configuration.write_text(CONFIGURATION.format(folder=folder))
+        configuration.write_text(CONFIGURATION.format(folder=folder, sink=SINK))
         private = {
             "HOME": folder,
             "XDG_RUNTIME_DIR": folder,
@@ -75,7 +82,6 @@ class VirtualMicrophone:
             stderr=subprocess.DEVNULL,
         )
         self._await_server()
-        return self
 
     def _await_server(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -88,6 +94,34 @@ class VirtualMicrophone:
     def play(self, path: str | Path) -> None:
         """Play a 16 kHz mono WAV file into the microphone; returns when it has been played."""
         subprocess.run(["paplay", path], env=self.environment, check=True)
+
+    def unplug(self) -> None:
+        """Take the device away from the server."""
+        self._pactl("unload-module", "module-null-sink")
+
+    def plug(self) -> None:
+        """Give the server its device back."""
+        self._pactl("load-module", *SINK.split())
+        self._pactl("set-default-source", "speaker.monitor")
+
+    def suspend(self, suspended: bool) -> None:
+        """Let the server keep the device and give nothing, or go on."""
+        self._pactl("suspend-sink", "speaker", str(int(suspended)))
+
+    def mute(self, muted: bool) -> None:
+        """Let the device give zeros, or go on."""
+        self._pactl("set-source-mute", "speaker.monitor", str(int(muted)))
+
+    def _pactl(self, *words: str) -> None:
+        subprocess.run(["pactl", *words], env=self.environment, check=True, stdout=subprocess.DEVNULL)
+
+    def freeze(self) -> None:
+        """Let the server hang: it answers nobody and gives nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Let the server die as if it had crashed."""

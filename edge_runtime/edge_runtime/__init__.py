@@ -20,26 +20,32 @@ from edge_runtime.errors import (
     DeviceError,
     MissingDependencyError,
     SerError,
+    SinkError,
     UsageError,
 )
 
 if TYPE_CHECKING:
     from edge_runtime.artifact import Artifact
-    from edge_runtime.events import Event
-    from edge_runtime.listener import Listener
+    from edge_runtime.events import Event, Reason
+    from edge_runtime.listener import Health, Listener
+    from edge_runtime.microphone import Microphone
     from edge_runtime.recognizer import Recognizer
+    from edge_runtime.recordings import AudioFile, RawAudio, RealTime
     from edge_runtime.session import Session
     from edge_runtime.settings import Settings
-    from edge_runtime.sources import AudioFile, Microphone
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "Artifact": "artifact",
-    "AudioFile": "sources",
+    "AudioFile": "recordings",
     "Event": "events",
+    "Health": "listener",
     "Listener": "listener",
-    "Microphone": "sources",
+    "Microphone": "microphone",
+    "RawAudio": "recordings",
+    "RealTime": "recordings",
+    "Reason": "events",
     "Recognizer": "recognizer",
     "Session": "session",
     "Settings": "settings",
@@ -52,13 +58,18 @@ __all__ = [
     "AudioFile",
     "DeviceError",
     "Event",
+    "Health",
     "Listener",
     "Microphone",
     "MissingDependencyError",
+    "RawAudio",
+    "RealTime",
+    "Reason",
     "Recognizer",
     "SerError",
     "Session",
     "Settings",
+    "SinkError",
     "UsageError",
     "__version__",
 ]

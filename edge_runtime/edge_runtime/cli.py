@@ -7,16 +7,18 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import __version__
 from edge_runtime.errors import SerError
+from edge_runtime.sinks.options import add_sink_options, open_sinks
 
 if TYPE_CHECKING:
     from edge_runtime.artifact import Artifact
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.settings import Settings
+    from edge_runtime.sources import Source
 
 EXAMPLES = """\
 examples:
@@ -25,6 +27,8 @@ examples:
   ser-edge devices
   ser-edge listen model.onnx --device USB
   ser-edge listen model.onnx --json --hop 0.25 | your-program
+  ser-edge listen model.onnx --output events.jsonl --mqtt broker.local --mqtt-discovery
+  arecord -q -t raw -f S16_LE -r 16000 | ser-edge listen model.onnx -
 """
 
 LONG_RECORDING_S = 60.0
@@ -94,8 +98,28 @@ def _parser() -> argparse.ArgumentParser:
 
     listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
     listen.add_argument("model", metavar="FILE", help="model file")
+    listen.add_argument(
+        "audio",
+        metavar="AUDIO",
+        nargs="?",
+        help="instead of a microphone: a recording, at the pace of its time, or - for raw samples on standard input",
+    )
     listen.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
+    listen.add_argument("--channel", metavar="N", type=int, help="which of its channels, from 1 (default: their mean)")
+    listen.add_argument("--fast", action="store_true", help="take AUDIO as fast as possible, and leave out no score")
+    listen.add_argument("--rate", metavar="HZ", type=int, help="of standard input (default 16000)")
+    listen.add_argument("--channels", metavar="N", type=int, help="of standard input (default 1)")
+    listen.add_argument(
+        "--format", metavar="F", help="of standard input: u8, s16le, s24le, s32le or f32le (default s16le)"
+    )
+    listen.add_argument("--exit-on-loss", action="store_true", help="end when the source is lost; do not wait for it")
+    listen.add_argument("--stall", metavar="S", type=float, help="seconds without a sample that are a loss (default 5)")
+    listen.add_argument(
+        "--digital-silence", metavar="S", type=float, help="seconds of exact zeros that are a loss (default 10)"
+    )
+    listen.add_argument("--retry", metavar="S", type=float, help="longest wait between attempts to reopen (default 30)")
     _add_scoring_options(listen)
+    add_sink_options(listen)
     return parser
 
 
@@ -112,7 +136,7 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
 def _settings(arguments: argparse.Namespace) -> Settings:
     from edge_runtime.settings import Settings
 
-    given = {name: getattr(arguments, name, None) for name in ("hop", "threshold", "device")}
+    given = {setting.name: getattr(arguments, setting.name, None) for setting in fields(Settings)}
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -200,8 +224,8 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
     import numpy as np
 
     from edge_runtime.events import answer
+    from edge_runtime.recordings import AudioFile
     from edge_runtime.session import Session
-    from edge_runtime.sources import AudioFile
 
     artifact = recognizer.artifact
     source = AudioFile(path, artifact.front_end.sample_rate)
@@ -235,7 +259,7 @@ def _show_progress(path: str, done: float, total: float | None) -> None:
 
 def _devices(arguments: argparse.Namespace) -> int:
     from edge_runtime.errors import DeviceError
-    from edge_runtime.sources import input_devices
+    from edge_runtime.microphone import input_devices
 
     devices = input_devices()
     if not devices:
@@ -251,18 +275,60 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.listener import Listener
-    from edge_runtime.sinks import line_writer
+    from edge_runtime.recognizer import Recognizer
+    from edge_runtime.sinks import Fanout, LineSink
 
-    ear = Listener(arguments.model, _settings(arguments))
+    settings = _settings(arguments)
+    recognizer = Recognizer(arguments.model)
+    source = _source(arguments, settings, recognizer.artifact.front_end.sample_rate)
+    ear = Listener(recognizer, settings, source=source)
     for interruption in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interruption, lambda *_: ear.stop())
-    write = line_writer(sys.stdout, arguments.json)
-    with ear:
+    lost_output: list[Exception] = []
+
+    def end_without_output(error: Exception) -> None:
+        lost_output.append(error)
+        ear.stop()
+
+    with Fanout(say=_complain) as fanout:
+        fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
+        for sink in open_sinks(arguments, say=_complain, health=lambda: {"undelivered": fanout.dropped}):
+            fanout.add(sink)
         _keep_stderr_for_ourselves()
-        print(f"ser-edge: listening to {ear.source.name}; end with Ctrl-C", file=sys.stderr)
-        for event in ear:
-            write(event)
+        with ear:
+            print(f"ser-edge: listening to {ear.source.name}; end with Ctrl-C", file=sys.stderr)
+            for event in ear:
+                fanout.send(event)
+                if event.kind == "source_lost" and not settings.exit_on_loss:
+                    _complain(f"{event.detail}; waiting for it")
+                elif event.kind == "source_restored":
+                    _complain(f"hears {ear.source.name} again")
+    if skipped := ear.health().coalesced:
+        _complain(f"inference could not keep up: {skipped} scores were left out; a longer --hop needs fewer")
+    if lost_output:
+        raise lost_output[0]
     return 0
+
+
+def _source(arguments: argparse.Namespace, settings: Settings, sample_rate: int) -> Source | None:
+    """Return what the arguments name, or None for a microphone."""
+    from edge_runtime.errors import UsageError
+    from edge_runtime.recordings import AudioFile, RawAudio, RealTime
+
+    form = {"rate": arguments.rate, "channels": arguments.channels, "encoding": arguments.format}
+    form = {name: value for name, value in form.items() if value is not None}
+    if form and arguments.audio != "-":
+        raise UsageError("--rate, --channels and --format describe standard input; name it: ser-edge listen FILE -")
+    if arguments.audio is None:
+        if arguments.fast:
+            raise UsageError("--fast is for recordings and pipes; a microphone is as fast as time")
+        return None
+    if arguments.device is not None:
+        raise UsageError(f"both a microphone {arguments.device!r} and {arguments.audio!r} to listen to; choose one")
+    if arguments.audio == "-":
+        return RawAudio(0, sample_rate, settings=settings, live=not arguments.fast, **form)
+    recording = AudioFile(arguments.audio, sample_rate, settings.channel)
+    return recording if arguments.fast else RealTime(recording, sample_rate)
 
 
 def _keep_stderr_for_ourselves() -> None:

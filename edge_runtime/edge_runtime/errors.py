@@ -39,6 +39,10 @@ class DeviceError(SerError):
     """A microphone, or the library that reaches it, that is absent or has failed."""
 
 
+class SinkError(SerError):
+    """An event that a sink could not deliver, or a sink that another process is using."""
+
+
 class MissingDependencyError(SerError):
     """An optional library that the requested work needs is not installed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,35 @@ EVENT_VERSION = 1
 UNCERTAIN = "uncertain"
 NO_SPEECH = "no_speech"
 
-Kind = Literal["begin", "update", "end", "no_speech", "gap", "source_lost"]
+Kind = Literal["begin", "update", "end", "no_speech", "gap", "source_lost", "source_restored"]
+
+
+class Reason(str, Enum):
+    """Why audio is missing: the ``reason`` of an event. A code keeps its name and its meaning from version to version.
+
+    Example:
+        >>> str(Reason.STALLED), Reason.STALLED == "stalled"
+        ('stalled', True)
+    """
+
+    OVERFLOW = "overflow"
+    """``gap``: inference or the application fell behind by more than ``Settings.buffer``, or PortAudio said that it
+    had lost a buffer. The oldest audio was dropped."""
+    DROPOUT = "dropout"
+    """``gap``: less audio came than time passed, and nobody said so: lost before it reached this program."""
+    ABSENT = "absent"
+    """``source_lost``: no such microphone, or no sound server, when listening began."""
+    REFUSED = "refused"
+    """``source_lost``: the microphone was there when listening began and could not be opened: in use, or broken."""
+    DEVICE_GONE = "device_gone"
+    """``source_lost``: the stream ended by itself: unplugged, or the sound server died."""
+    STALLED = "stalled"
+    """``source_lost``: nothing came for ``Settings.stall`` though the stream is open: suspended, or frozen."""
+    DIGITAL_SILENCE = "digital_silence"
+    """``source_lost``: nothing but exact zeros for ``Settings.digital_silence``: muted, or unplugged behind a sound
+    server that plays zeros in its place."""
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)
@@ -25,13 +54,15 @@ class Event:
     Attributes:
         kind: ``begin`` (first score of a speech segment), ``update`` (each hop), ``end`` (the segment's final
             answer), ``no_speech`` (nobody spoke), ``gap`` (audio was lost between start and end; nothing heard
-            before it counts after it), ``source_lost`` (the microphone is gone; the last event).
+            before it counts after it), ``source_lost`` (from here on nothing is heard), ``source_restored`` (it is
+            again; between start and end it was not, and nothing heard before counts after it).
         start: beginning of the stretch it speaks of, seconds of the stream.
         end: its end, seconds of the stream.
         label: one of the model's labels, ``uncertain`` or ``no_speech``.
         probability: of the most probable label, in [0, 1]; also given when the answer is ``uncertain``.
         probabilities: of every label.
-        reason: for ``gap`` and ``source_lost``, a word that stays the same from version to version.
+        reason: for ``gap``, ``source_lost`` and ``source_restored``, one of :class:`Reason`.
+        detail: for ``source_lost``, a line for people: what is wrong, where, and what to do.
         wall: when a listener gave the event, ISO 8601 with the offset from UTC; None where no clock is involved.
 
     Example:
@@ -46,6 +77,7 @@ class Event:
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     reason: str | None = None
+    detail: str | None = None
     wall: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

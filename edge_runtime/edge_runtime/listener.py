@@ -7,17 +7,18 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
 from edge_runtime.errors import DeviceError, UsageError
 from edge_runtime.events import Event
+from edge_runtime.microphone import Microphone
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.session import Session
 from edge_runtime.settings import Settings
-from edge_runtime.sources import Microphone, Source
+from edge_runtime.sources import Block, Loss, Source, now
 
 EVENTS_WAITING = 1000
 """Events that may wait for a slow application; then inference waits too, and audio it misses is a ``gap`` event."""
@@ -26,8 +27,34 @@ DELIVERY_POLL_S = 0.1
 """How often a full queue is tried again, and so how soon :meth:`Listener.close` ends the wait for it."""
 
 
+@dataclass(frozen=True)
+class Health:
+    """What a listener has been through.
+
+    Attributes:
+        uptime: seconds since it began.
+        windows: scores taken.
+        coalesced: scores left out because inference could not keep up; see :meth:`Session.push`.
+        gaps: how often audio was lost while the source was there.
+        lost: seconds of audio lost in them.
+        outages: how often the source was lost.
+        source_lost: why it is lost now, one of :class:`~edge_runtime.events.Reason`; None while it is heard.
+    """
+
+    uptime: float
+    windows: int
+    coalesced: int
+    gaps: int
+    lost: float
+    outages: int
+    source_lost: str | None
+
+
 class Listener:
     """Turns a microphone into events, on a thread of its own.
+
+    A microphone that is absent or lost is waited for, and ``source_lost`` and ``source_restored`` say so, unless
+    ``Settings(exit_on_loss=True)``. Inference that cannot keep up leaves out scores, and takes the newest.
 
     Iterate over it, iterate asynchronously, or give ``on_event``; in all three an error of the source is raised to
     whoever waits: by the iteration, or by :meth:`wait`.
@@ -40,7 +67,7 @@ class Listener:
 
     Raises:
         ArtifactError: the model file is missing or damaged.
-        DeviceError: there is no microphone (on entering), or it is gone (while waiting for events).
+        DeviceError: with ``exit_on_loss``, no microphone (on entering), or it is lost (while waiting for events).
 
     Example:
         >>> with Listener("model.onnx") as ear:  # doctest: +SKIP
@@ -56,12 +83,15 @@ class Listener:
         source: Source | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        recognizer = model if isinstance(model, Recognizer) else Recognizer(model)
+        recognizer = Recognizer(model) if isinstance(model, (str, Path)) else model
         settings = settings or Settings()
         rate = recognizer.artifact.front_end.sample_rate
-        self.source: Source = source or Microphone(settings.device, rate, settings.buffer, settings.stall)
+        self.source: Source = source or Microphone(settings, rate)
         self._session = Session(recognizer, settings)
         self._rate = rate
+        self._began = now()
+        self._gaps = self._lost = self._outages = 0
+        self._source_lost: str | None = None
         self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_WAITING)
         self._deliver = on_event or self._enqueue
         self._stopping = threading.Event()
@@ -71,7 +101,12 @@ class Listener:
 
     def __enter__(self) -> Listener:
         """Open the source and begin to listen."""
-        self.source.open()
+        self._began = now()
+        try:
+            self.source.open()
+        except BaseException:
+            self.source.close()
+            raise
         self._thread.start()
         return self
 
@@ -92,6 +127,18 @@ class Listener:
         self.stop()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def health(self) -> Health:
+        """Return what happened so far. For any thread."""
+        return Health(
+            uptime=now() - self._began,
+            windows=self._session.windows,
+            coalesced=self._session.coalesced,
+            gaps=self._gaps,
+            lost=self._lost / self._rate,
+            outages=self._outages,
+            source_lost=self._source_lost,
+        )
 
     def wait(self) -> None:
         """Wait until listening ends; raises the error that ended it. For use with ``on_event``."""
@@ -127,18 +174,29 @@ class Listener:
 
     def _listen_to_source(self) -> None:
         try:
-            for block in self.source.blocks():
-                self._give(self._hear(block.position, block.samples))
+            for heard in self.source.blocks():
+                self._give(self._lose(heard) if isinstance(heard, Loss) else self._hear(heard))
         except DeviceError:
-            end = self._session.position / self._rate
-            self._give([*self._session.finish(), Event("source_lost", end, end, reason="device_gone")])
+            self._give(self._session.finish())
             raise
         self._give(self._session.finish())
 
-    def _hear(self, position: int, samples: object) -> list[Event]:
-        lost = position - self._session.position
-        events = self._session.gap(lost, "overflow") if lost else []
-        return events + self._session.push(samples)
+    def _lose(self, loss: Loss) -> list[Event]:
+        self._outages += 1
+        self._source_lost = loss.reason
+        return self._session.lose(loss.reason, loss.detail)
+
+    def _hear(self, block: Block) -> list[Event]:
+        events: list[Event] = []
+        missing = block.position - self._session.position
+        if self._source_lost is not None:
+            self._source_lost = None
+            events = self._session.restore(block.position)
+        elif missing:
+            self._gaps += 1
+            self._lost += missing
+            events = self._session.gap(missing, block.gap)
+        return events + self._session.push(block.samples, coalesce=self.source.live)
 
     def _give(self, events: list[Event]) -> None:
         for event in events:

@@ -45,6 +45,10 @@ class Session:
         recognizer: scores the windows.
         settings: the defaults when None.
 
+    Attributes:
+        windows: scores taken so far.
+        coalesced: scores left out so far because newer audio waited already; see :meth:`push`.
+
     Example:
         >>> session = Session(recognizer, Settings(hop=0.25))  # doctest: +SKIP
         >>> for block in blocks:  # doctest: +SKIP
@@ -64,11 +68,15 @@ class Session:
         self._hangover = self._samples(settings.hangover)
         self._silence = self._samples(settings.silence)
         self._gate = Gate(settings.gate_margin, settings.gate_minimum)
-        # A score may be taken up to a hangover late, when speech resumes after a pause.
-        kept = self._window + self._hangover + self._padding
+        # A score may be taken up to a hangover late, when speech resumes after a pause, and a hop in a backlog.
+        kept = self._window + self._hangover + self._padding + self._hop
         self._blocks: deque[FloatArray] = deque(maxlen=ceil(kept / BLOCK) + 2)
         self._answered = False
         self._too_short: tuple[int, int] | None = None
+        self._outage: str | None = None
+        self._coalesce = False
+        self.windows = 0
+        self.coalesced = 0
         self._restart(0)
 
     def _samples(self, seconds: float) -> int:
@@ -92,11 +100,14 @@ class Session:
         """Samples of the stream so far, lost ones included."""
         return self._heard + len(self._pending)
 
-    def push(self, samples: object) -> list[Event]:
+    def push(self, samples: object, coalesce: bool = False) -> list[Event]:
         """Take the next samples.
 
         Args:
             samples: (n,) at the model's rate, in [-1, 1], any n.
+            coalesce: whether to take, of the scores that fall due in these samples, only the newest of each speech
+                segment. For a backlog: live audio that waited because inference could not keep up. Segments and their
+                ``end`` events stay what they are; the mean of a segment then has fewer windows.
 
         Returns:
             The events that they complete, in order.
@@ -105,6 +116,7 @@ class Session:
             AudioError: several channels, or samples that are no audio; the session is as before.
         """
         self._pending = np.concatenate([self._pending, as_samples(samples)])
+        self._coalesce = coalesce
         events: list[Event] = []
         while (block := self._next_block()) is not None:
             events += self._hear(block)
@@ -145,6 +157,37 @@ class Session:
         events = [*self._end_audio(), self._event("gap", lost_from, lost_from + samples, reason=reason)]
         self._restart(lost_from + samples)
         return events
+
+    def lose(self, reason: str, detail: str | None = None) -> list[Event]:
+        """Note that the source is lost: end the running segment here. What is heard next follows :meth:`restore`.
+
+        Args:
+            reason: one of :class:`~edge_runtime.events.Reason`, or a stable word of the application's.
+            detail: a line for people.
+
+        Returns:
+            The running segment's ``end``, if there was one, and ``source_lost``.
+        """
+        position = self.position
+        events = [*self._end_audio(), self._event("source_lost", position, position, reason=reason, detail=detail)]
+        self._restart(position)
+        self._answered = True  # "nobody spoke" would be more than is known
+        self._outage = reason
+        return events
+
+    def restore(self, position: int) -> list[Event]:
+        """Note that a lost source is back, and begin afresh.
+
+        Args:
+            position: the next sample's number in the stream: what it would be, had nothing been lost.
+
+        Returns:
+            One ``source_restored``, from the loss to ``position``.
+        """
+        event = self._event("source_restored", self.position, position, reason=self._outage)
+        self._restart(position)
+        self._outage = None
+        return [event]
 
     def _end_audio(self) -> list[Event]:
         return self.push(np.zeros(self._hangover + 2 * BLOCK, np.float32))
@@ -199,7 +242,12 @@ class Session:
         end = min(self._speech_end + self._padding, self._sound_end)
         while min(segment.next_score, limit := segment.start + self._max_segment) <= end:
             if segment.next_score <= limit:
-                events.append(self._score(segment, segment.next_score))
+                if self._coalesce and (segment.next_score + self._hop <= end or segment.next_score < limit <= end):
+                    self.coalesced += 1
+                elif self._coalesce and len(self._pending) >= BLOCK:
+                    break  # a newer one may fall due in what waits
+                else:
+                    events.append(self._score(segment, segment.next_score))
                 segment.next_score += self._hop
             else:
                 events += self._close(segment, limit)
@@ -218,19 +266,23 @@ class Session:
         probabilities = self._recognizer.probabilities(audio[start - offset : end - offset])
         segment.average.add(probabilities, full=end - start == self._window)
         segment.scored = end
+        self.windows += 1
         self._answered = True
         return self._segment_event(kind, segment, end)
 
     def _close(self, segment: _Segment, end: int) -> list[Event]:
-        if not segment.scored:
+        if end < segment.start + self._min_audio:
             if self._speech_end - segment.onset >= self._samples(SYLLABLE_S):
                 self._too_short = (segment.start, end)
             return []
+        events: list[Event] = []
         if end > segment.scored:
-            self._score(segment, end)
+            last = self._score(segment, end)
+            if last.kind == "begin":  # every score before it was coalesced; no segment ends without having begun
+                events.append(last)
         self._segment_end = end
         self._quiet = 0
-        return [self._segment_event("end", segment, end)]
+        return [*events, self._segment_event("end", segment, end)]
 
     def _segment_event(self, kind: Kind, segment: _Segment, end: int) -> Event:
         fields = answer(segment.average.probabilities, self._recognizer.artifact, self._settings.threshold)

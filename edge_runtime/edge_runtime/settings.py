@@ -8,6 +8,8 @@ from typing import Any
 
 from edge_runtime.errors import UsageError
 
+MOST_CHANNELS = 64
+
 
 def _number(default: float | None, low: float, high: float) -> Any:
     return field(default=default, metadata={"range": (low, high)})
@@ -30,6 +32,8 @@ class Settings:
 
     device: int | str | None = None
     """Microphone: its index, a part of its name, or None for the system's default."""
+    channel: int | None = None
+    """Which of the source's channels to hear, from 1; None takes the mean of all."""
     hop: float = _number(0.5, 0.05, 60.0)
     """Time from one score of a running speech segment to the next."""
     threshold: float | None = _number(None, 0.0, 1.0)
@@ -51,11 +55,22 @@ class Settings:
     buffer: float = _number(10.0, 0.5, 600.0)
     """Captured audio that may wait for inference; beyond it the oldest is dropped and a ``gap`` event says so."""
     stall: float = _number(5.0, 0.5, 600.0)
-    """Time without a sample from the microphone after which it counts as gone."""
+    """Time without a sample from the microphone after which it counts as lost."""
+    digital_silence: float = _number(10.0, 0.5, 86400.0)
+    """Time of nothing but exact zeros after which the microphone counts as lost: no real one gives them for long."""
+    retry: float = _number(30.0, 0.25, 3600.0)
+    """Longest time between two attempts to open a lost microphone; they begin at 0.25 s and double."""
+    exit_on_loss: bool = False
+    """Whether to end with an error when the microphone is absent or lost, instead of waiting for it."""
 
     def __post_init__(self) -> None:
         if self.device is not None and (isinstance(self.device, bool) or not isinstance(self.device, (int, str))):
             raise UsageError(f"settings: device is {self.device!r}; valid: an index, a part of a name, or None")
+        whole = isinstance(self.channel, int) and not isinstance(self.channel, bool)
+        if self.channel is not None and not (whole and 1 <= self.channel <= MOST_CHANNELS):
+            raise UsageError(f"settings: channel is {self.channel!r}; valid: 1 to {MOST_CHANNELS}, or None")
+        if not isinstance(self.exit_on_loss, bool):
+            raise UsageError(f"settings: exit_on_loss is {self.exit_on_loss!r}; valid: True, False")
         for setting in fields(self):
             if "range" in setting.metadata:
                 self._check_range(setting.name, *setting.metadata["range"])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -230,15 +231,73 @@ def test_ctrl_c_during_file_is_one_line(model, tmp_path, write_wav, speech):
         ("raise ImportError", "pip install 'ser-edge[mic]'"),
         ("raise RuntimeError('Error initializing PortAudio: Unanticipated host error')", "cannot be reached"),
         (
-            "class PortAudioError(Exception): pass\nclass default: device = [-1, -1]\ndef query_devices(): return []\n",
+            "class PortAudioError(Exception): pass\nclass default: device = [-1, -1]\n"
+            "def query_devices(): return []\ndef _terminate(): pass\ndef _initialize(): pass\n",
             "no microphone found",
         ),
     ],
 )
 def test_without_sound_one_line_says_what_to_do(model, tmp_path, command, module, message):
     (tmp_path / "sounddevice.py").write_text(module + "\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = ser_edge(command, *([model] if command == "listen" else []), env=environment)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = ser_edge(command, *([model, "--exit-on-loss"] if command == "listen" else []), env=environment)
     assert done.returncode == 1
     assert one_line(done.stderr)
     assert message in done.stderr
+
+
+def raw(path: Path) -> bytes:
+    with wave.open(str(path)) as file:
+        return file.readframes(file.getnframes())
+
+
+def events_of(stdout: str | bytes) -> list[dict]:
+    return [{k: v for k, v in json.loads(line).items() if k != "wall"} for line in stdout.splitlines()]
+
+
+def listen_to(content: bytes, *arguments: object) -> subprocess.CompletedProcess:
+    command = [SER_EDGE, "listen", *map(str, arguments)]
+    return subprocess.run(command, input=content, capture_output=True, check=False, timeout=60)
+
+
+def test_a_recording_and_its_samples_through_a_pipe_give_the_events_of_file(model, clip):
+    expected = json.loads(ser_edge("file", model, clip, "--json").stdout)["events"]
+    assert events_of(ser_edge("listen", model, clip, "--fast", "--json").stdout) == expected
+    assert events_of(listen_to(raw(clip), model, "-", "--fast", "--json").stdout) == expected
+
+
+def test_a_recording_at_its_pace_gives_the_same_answers(model, clip):
+    expected = json.loads(ser_edge("file", model, clip, "--json").stdout)["events"]
+    given = events_of(ser_edge("listen", model, clip, "--json", "--hop", "5").stdout)
+    assert [(e["kind"], e["end"]) for e in given if e["kind"] == "end"] == [
+        (e["kind"], e["end"]) for e in expected if e["kind"] == "end"
+    ]
+
+
+def test_the_form_of_the_pipe_is_taken_from_the_options(model, clip):
+    expected = json.loads(ser_edge("file", model, clip, "--json").stdout)["events"]
+    both = np.repeat(np.frombuffer(raw(clip), "<i2").astype(np.int32) << 16, 2).astype("<i4").tobytes()
+    form = ("--channels", 2, "--format", "s32le", "--rate", 16000, "--channel", 2)
+    assert events_of(listen_to(both, model, "-", "--fast", "--json", *form).stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["none.wav"], "none.wav: no such audio file", 1),
+        (["-"], "standard input: no audio in it", 1),
+        (["-", "--format", "mp3"], "unknown sample format 'mp3'; valid: f32le, s16le", 2),
+        (["-", "--rate", "1"], "sample rate 1 Hz; valid: 4000 to 384000", 2),
+        (["--rate", "8000"], "describe standard input", 2),
+        (["--fast"], "--fast is for recordings and pipes", 2),
+        (["-", "--device", "USB"], "both a microphone 'USB' and '-'", 2),
+        (["--channel", "0"], "channel is 0; valid: 1 to 64", 2),
+    ],
+)
+def test_a_source_that_cannot_be_gives_one_line(model, tmp_path, arguments, message, code):
+    done = listen_to(b"", model, *arguments)
+    stderr = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert message in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact
 
-from edge_runtime.events import Event, SegmentAverage, answer
+from edge_runtime.events import Event, Reason, SegmentAverage, answer
 
 PROBABILITIES = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
 
@@ -60,3 +62,14 @@ def test_full_windows_are_averaged_without_the_partial_ones():
     for score in scores:
         average.add(score, full=True)
     assert np.allclose(average.probabilities, scores.mean(axis=0))
+
+
+def test_the_readme_explains_every_reason():
+    readme = (Path(__file__).parents[2] / "edge_runtime" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| `(?:gap|source_lost)` \|", readme, re.MULTILINE)) == set(Reason)
+
+
+def test_a_reason_is_its_code_in_json_and_in_text():
+    event = Event("source_lost", 0.0, 0.0, reason=Reason.STALLED, detail="nothing comes")
+    assert json.loads(event.to_json())["reason"] == "stalled"
+    assert f"{event.reason}" == "stalled"

@@ -10,10 +10,11 @@ import pytest
 
 from edge_runtime import listener as listener_module
 from edge_runtime.errors import ArtifactError, DeviceError, UsageError
+from edge_runtime.events import Reason
 from edge_runtime.listener import Listener
 from edge_runtime.session import Session
 from edge_runtime.settings import Settings
-from edge_runtime.sources import Block
+from edge_runtime.sources import Block, Loss
 
 
 class FakeSource:
@@ -21,7 +22,10 @@ class FakeSource:
 
     name = "fake"
 
-    def __init__(self, blocks: list[Block], error: Exception | None = None, endless: bool = False) -> None:
+    def __init__(
+        self, blocks: list[Block | Loss], error: Exception | None = None, endless: bool = False, live: bool = False
+    ) -> None:
+        self.live = live
         self._blocks = blocks
         self._error = error
         self._endless = endless
@@ -125,14 +129,83 @@ def test_the_settings_hold(recognizer, signal):
 
 
 def test_a_lost_device_ends_the_segment_and_is_raised_after_the_events(recognizer, speech):
-    source = FakeSource(blocks_of(speech(2.0)), error=DeviceError("microphone 'x' is gone"))
+    lost = Loss(Reason.DEVICE_GONE, "microphone 'x' is gone")
+    source = FakeSource([*blocks_of(speech(2.0)), lost], error=DeviceError("microphone 'x' is gone"))
     events = []
     with Listener(recognizer, source=source) as ear, pytest.raises(DeviceError, match="is gone"):
         events.extend(ear)
     assert [event.kind for event in events[-2:]] == ["end", "source_lost"]
     assert events[-1].reason == "device_gone"
+    assert events[-1].detail == "microphone 'x' is gone"
     assert events[-1].start == 2.0
     assert source.closed == 1
+
+
+def test_a_source_that_comes_back_begins_afresh_where_the_clock_is(recognizer, speech):
+    lost = Loss(Reason.STALLED, "microphone 'x' gives nothing")
+    blocks = [*blocks_of(speech(2.0)), lost, *blocks_of(speech(2.0, seed=1), start=80000)]
+    with Listener(recognizer, source=FakeSource(blocks)) as ear:
+        events = list(ear)
+        health = ear.health()
+    kinds = [event.kind for event in events]
+    at = kinds.index("source_lost")
+    assert kinds[at - 1 : at + 3] == ["end", "source_lost", "source_restored", "begin"]
+    restored = events[at + 1]
+    assert (restored.start, restored.end, restored.reason) == (2.0, 5.0, "stalled")
+    assert all(event.start >= 5.0 for event in events[at + 2 :])
+    alone = Session(recognizer)
+    fresh = without_wall(alone.push(speech(2.0, seed=1)) + alone.finish())
+    assert [e.get("probabilities") for e in without_wall(events[at + 2 :])] == [e.get("probabilities") for e in fresh]
+    assert (health.outages, health.gaps, health.source_lost) == (1, 0, None)
+
+
+def test_a_source_that_never_came_says_nothing_of_speech(recognizer):
+    with Listener(recognizer, source=FakeSource([Loss(Reason.ABSENT, "no microphone")])) as ear:
+        assert [event.kind for event in ear] == ["source_lost"]
+        assert ear.health().source_lost == "absent"
+
+
+class SlowRecognizer:
+    """Takes so long for each score that more audio waits afterwards than a hop."""
+
+    def __init__(self, recognizer) -> None:
+        self.artifact = recognizer.artifact
+        self.scored = 0
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        self.scored += 1
+        return np.full(len(self.artifact.labels), 1 / len(self.artifact.labels), np.float32)
+
+
+class MicrophoneBehind(FakeSource):
+    """Gives in one block what was spoken while the recognizer was busy: a second for each score."""
+
+    def __init__(self, samples: np.ndarray, recognizer: SlowRecognizer) -> None:
+        super().__init__([], live=True)
+        self._samples, self._recognizer = samples, recognizer
+
+    def blocks(self):
+        given = 0
+        while given < len(self._samples):
+            before = self._recognizer.scored
+            spoken = 512 if given == 0 or not self._scored else self._scored * 16000
+            yield Block(given, self._samples[given : given + spoken])
+            given += spoken
+            self._scored = self._recognizer.scored - before
+
+    _scored = 0
+
+
+def test_a_backlog_is_one_inference_and_counted(recognizer, speech):
+    recognizer = SlowRecognizer(recognizer)
+    with Listener(recognizer, Settings(hop=0.1), source=MicrophoneBehind(speech(10.0), recognizer)) as ear:
+        events = list(ear)
+        health = ear.health()
+    assert [event.kind for event in events if event.kind != "update"] == ["begin", "end"]
+    assert recognizer.scored == health.windows
+    assert health.windows <= 13  # one a second, where there would have been 93
+    assert health.windows + health.coalesced == pytest.approx(93, abs=2)
+    assert (health.gaps, health.lost) == (0, 0.0)
 
 
 def test_an_error_of_the_callback_reaches_whoever_waits(recognizer, signal):
@@ -154,6 +227,7 @@ def test_lost_audio_is_a_gap(recognizer, speech):
         events = list(ear)
     gap = next(event for event in events if event.kind == "gap")
     assert (gap.start, gap.end, gap.reason) == (2.0, 3.0, "overflow")
+    assert (ear.health().gaps, ear.health().lost) == (1, 1.0)
     after = events[events.index(gap) + 1 :]
     assert after[0].kind == "begin"
     assert all(event.start == 3.0 for event in after)

@@ -179,7 +179,7 @@ def test_memory_does_not_grow_with_the_stream(speech):
         session.push(block)
         held.add(sum(piece.base.nbytes for piece in session._blocks if piece.base is not None) < 8_000_000)
     assert held == {True}
-    assert len(session._blocks) <= (2 * RATE + RATE) // BLOCK + 3
+    assert len(session._blocks) <= round((2.0 + 0.2 + 0.6 + 0.5) * RATE) // BLOCK + 3
 
 
 def test_positions_past_32_bits(speech):
@@ -210,6 +210,66 @@ def test_nothing_heard_before_a_gap_counts_after_it(room, speech):
     after = session.push(in_mid_word) + session.finish()
     fresh = run(in_mid_word)
     assert [(e.kind, e.probabilities) for e in after] == [(e.kind, e.probabilities) for e in fresh]
+
+
+def test_a_lost_source_ends_the_segment_and_its_return_begins_afresh(speech):
+    session = Session(Listening())
+    session.push(speech(2.0))
+    lost = session.lose("stalled", "nothing comes")
+    back = session.restore(5 * RATE)
+    after = session.push(speech(2.0)) + session.finish()
+    assert kinds(lost) == ["end", "source_lost"]
+    assert (lost[1].start, lost[1].end, lost[1].reason, lost[1].detail) == (2.0, 2.0, "stalled", "nothing comes")
+    assert kinds(back) == ["source_restored"]
+    assert (back[0].start, back[0].end, back[0].reason) == (2.0, 5.0, "stalled")
+    assert after[0].start == 5.0
+
+
+def test_no_score_comes_before_enough_was_heard_after_a_loss(speech):
+    recognizer = Listening()
+    session = Session(recognizer)
+    session.push(speech(2.0))
+    session.lose("device_gone")
+    session.restore(3 * RATE)
+    scored = len(recognizer.heard)
+    assert session.push(speech(0.7)) == []
+    assert len(recognizer.heard) == scored
+
+
+def test_speech_that_was_never_heard_is_not_denied():
+    session = Session(Listening())
+    session.lose("absent")
+    assert session.finish() == []
+
+
+def test_a_backlog_takes_the_newest_score_only(speech):
+    one_by_one, at_once = Listening(), Listening()
+    in_time = Session(one_by_one, Settings(hop=0.1))
+    every = in_time.push(speech(5.0))
+    session = Session(at_once, Settings(hop=0.1))
+    newest = session.push(speech(5.0), coalesce=True)
+    assert kinds(newest) == ["begin"]
+    assert session.windows == 1
+    assert np.array_equal(at_once.heard[0], one_by_one.heard[-1])
+    assert newest[0].end == every[-1].end
+    assert session.coalesced == len(every) - 1
+    assert kinds(session.finish()) == kinds(in_time.finish())
+
+
+def test_segments_within_a_backlog_keep_their_begin_and_end(room, speech):
+    signal = np.concatenate([speech(2.0), room(2.0), speech(1.5), room(2.0)])
+    session = Session(Listening(), Settings(hop=0.1))
+    events = session.push(signal, coalesce=True)
+    whole = [event for event in run(signal, hop=0.1) if event.kind == "end"]
+    assert [(e.kind, e.end) for e in events if e.kind == "end"] == [("end", e.end) for e in whole]
+    assert kinds([e for e in events if e.kind != "update"]) == ["begin", "end", "begin", "end"]
+
+
+def test_samples_that_arrive_in_time_coalesce_nothing(speech):
+    session = Session(Listening(), Settings(hop=0.1))
+    events = [e for i in range(0, 48000, 800) for e in session.push(speech(3.0)[i : i + 800], coalesce=True)]
+    assert events + session.finish() == run(speech(3.0), hop=0.1)
+    assert session.coalesced == 0
 
 
 def test_a_segment_does_not_reach_back_over_digital_silence(room, speech):
