@@ -51,6 +51,11 @@ def test_python_blocks_compile_and_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), f"{document.name}: no {target}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_be_filled_in(document: Path) -> None:
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME|XXX", document.read_text(encoding="utf-8"))
+
+
 def test_the_documents_hold_commands_at_all() -> None:
     assert len(list(commands("sertool"))) > 10
     assert len(list(commands("ser-edge"))) > 5

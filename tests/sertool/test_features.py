@@ -128,7 +128,7 @@ def test_an_interruption_leaves_nothing_and_the_next_call_is_whole(
         patch.setattr(Clip, "read", failing)
         with pytest.raises(type(error)):
             log_mel_windows(corpus, FRONT_END, SAMPLES)
-    assert list(cache.iterdir()) == []
+    assert not list(cache.glob("*"))
     assert log_mel_windows(corpus, FRONT_END, SAMPLES).shape == (3, 32, 64)
     assert [path.suffix for path in cache.iterdir()] == [".npy"]
 
