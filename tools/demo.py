@@ -54,7 +54,10 @@ def run(command: str, **options: str | Path) -> None:
     for name, value in options.items():
         words += [f"--{name}", str(value)]
     CONSOLE.print(f"\n[bold]$ {shlex.join(words)}[/bold]", soft_wrap=True)
-    code = subprocess.run([BIN / words[0], *words[1:]], check=False).returncode
+    try:
+        code = subprocess.run([BIN / words[0], *words[1:]], check=False).returncode
+    except KeyboardInterrupt:  # the command got it too and has said so in a line
+        code = 130
     if code:
         sys.exit(code)
 
