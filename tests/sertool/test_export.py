@@ -439,7 +439,7 @@ def test_file_describes_itself(exported: Export, evaluated: Run) -> None:
     assert artifact.metrics["test"]["uar"] == evaluated.metrics["test"]["uar"]
     assert artifact.metrics["test"]["uar_interval"] == evaluated.metrics["test"]["uar_interval"]
     assert artifact.provenance["split_hash"] == evaluated.split_hash
-    assert artifact.provenance["recipe"]["network"] == {"name": "mobilenet15", "time_padding": "causal"}
+    assert artifact.provenance["recipe"]["network"] == {"name": "mobilenet15", "time_padding": "causal", "width": 1.0}
     assert artifact.provenance["export"]["parity"]["agreement"] == exported.parity.agreement
     assert {"sertool", "torch", "onnx", "onnxruntime"} <= set(artifact.provenance["export"]["versions"])
 

@@ -90,6 +90,16 @@ def test_macs_of_the_papers_window(name: str, millions: int) -> None:
     assert round(count_macs(build_network(name, 7), frames) / 1e6) == millions
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_the_width_is_half_of_every_channel_but_the_embeddings(name: str) -> None:
+    whole = [layer for layer in build_network(name, 7).trunk.modules() if isinstance(layer, nn.Conv2d)]
+    narrow = build_network(name, 7, width=0.5)
+    half = [layer for layer in narrow.trunk.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in half] == [layer.out_channels // 2 for layer in whole]
+    assert narrow(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
+    assert narrow.embed(torch.zeros(1, 1, 64, 64)).shape == (1, 256)
+
+
 def test_macs_of_one_layer_worked_by_hand() -> None:
     # 5 x 5 x 8 / 2 products for each of 16 x 20 x 64 outputs.
     layer = TimeConv2d(8, 16, 5, time_padding="same", groups=2)

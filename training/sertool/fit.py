@@ -144,7 +144,7 @@ def fit(
     )
 
     torch.manual_seed(training.seed)
-    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding)
+    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding, recipe.network.width)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)

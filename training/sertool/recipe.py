@@ -60,6 +60,9 @@ class Network(Section):
     time_padding: Literal["same", "causal"] = Field(
         "same", description="same: the paper's networks; causal: needs no future frames, streams exactly"
     )
+    width: float = Field(
+        1.0, ge=0.125, le=4, allow_inf_nan=False, description="factor of the channels; 1: the paper's networks"
+    )
 
 
 class Neighbours(Section):

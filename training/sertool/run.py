@@ -220,7 +220,9 @@ class Run:
         Raises:
             RunError: the checkpoint does not fit the recipe.
         """
-        network = build_network(self.recipe.network.name, len(self.labels), self.recipe.network.time_padding)
+        network = build_network(
+            self.recipe.network.name, len(self.labels), self.recipe.network.time_padding, self.recipe.network.width
+        )
         path = self.path / "checkpoint.safetensors"
         try:
             with safe_open(path, framework="pt") as file:

@@ -13,7 +13,7 @@ from sertool.networks.vgg15 import VGG15
 
 __all__ = ["NETWORKS", "Student", "TimePadding", "build_network", "count_macs", "count_parameters", "predict"]
 
-NETWORKS: dict[str, Callable[[int, TimePadding], Student]] = {
+NETWORKS: dict[str, Callable[[int, TimePadding, float], Student]] = {
     "vgg15": VGG15,
     "resnet9": ResNet9,
     "cnn6": CNN6,
@@ -21,13 +21,14 @@ NETWORKS: dict[str, Callable[[int, TimePadding], Student]] = {
 }
 
 
-def build_network(name: str, classes: int, time_padding: TimePadding = "same") -> Student:
+def build_network(name: str, classes: int, time_padding: TimePadding = "same", width: float = 1.0) -> Student:
     """Return a network with fresh weights.
 
     Args:
         name: a key of :data:`NETWORKS`.
         classes: number of labels.
         time_padding: ``same`` for the paper's networks, ``causal`` for exact streaming.
+        width: factor of the channels; 1 is the reference's network.
 
     Raises:
         UsageError: an unknown name.
@@ -38,4 +39,4 @@ def build_network(name: str, classes: int, time_padding: TimePadding = "same") -
     """
     if name not in NETWORKS:
         raise UsageError(f"network {name!r} is unknown; {nearest(name, NETWORKS)}")
-    return NETWORKS[name](classes, time_padding)
+    return NETWORKS[name](classes, time_padding, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sertool.networks.context import Head, Student, TimeConv2d, TimeMaxPool2d, TimePadding
+from sertool.networks.context import Head, Student, TimeConv2d, TimeMaxPool2d, TimePadding, scaled
 
 CHANNELS = (64, 128, 256, 512)
 
@@ -15,13 +15,14 @@ class CNN6(Student):
     Args:
         classes: number of labels.
         time_padding: see :mod:`sertool.networks.context`.
+        width: factor of all channels of the trunk; 1 is the reference's network.
     """
 
-    def __init__(self, classes: int, time_padding: TimePadding) -> None:
+    def __init__(self, classes: int, time_padding: TimePadding, width: float = 1.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
-        for out in CHANNELS:
+        for out in (scaled(wide, width) for wide in CHANNELS):
             layers += [
                 TimeConv2d(channels, out, 5, time_padding=time_padding),
                 nn.BatchNorm2d(out),

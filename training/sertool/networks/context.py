@@ -23,6 +23,16 @@ def with_past(x: Tensor, frames: int) -> Tensor:
     return functional.pad(x, (0, 0, frames, 0)) if frames > 0 else x[:, :, -frames:]
 
 
+def scaled(channels: int, width: float) -> int:
+    """Return a number of channels scaled by a width, as a multiple of 8, the granule of SIMD kernels.
+
+    Example:
+        >>> scaled(64, 0.5), scaled(64, 0.1)
+        (32, 8)
+    """
+    return max(8, round(channels * width / 8) * 8)
+
+
 class TimeConv2d(nn.Conv2d):
     """A convolution without bias over (B, C, T, F) with square kernel and stride.
 

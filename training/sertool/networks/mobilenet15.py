@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sertool.networks.context import Head, Student, TimeConv2d, TimePadding
+from sertool.networks.context import Head, Student, TimeConv2d, TimePadding, scaled
 
 BLOCKS = ((128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2))
 """Output channels and stride of each block."""
@@ -16,17 +16,19 @@ class MobileNet15(Student):
     Args:
         classes: number of labels.
         time_padding: see :mod:`sertool.networks.context`.
+        width: factor of all channels of the trunk; 1 is the reference's network.
     """
 
-    def __init__(self, classes: int, time_padding: TimePadding) -> None:
+    def __init__(self, classes: int, time_padding: TimePadding, width: float = 1.0) -> None:
         super().__init__()
+        channels = scaled(64, width)
         layers: list[nn.Module] = [
-            TimeConv2d(1, 64, 3, stride=2, time_padding=time_padding),
-            nn.BatchNorm2d(64),
+            TimeConv2d(1, channels, 3, stride=2, time_padding=time_padding),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
         ]
-        channels = 64
-        for out, stride in BLOCKS:
+        for wide, stride in BLOCKS:
+            out = scaled(wide, width)
             layers += [
                 TimeConv2d(channels, channels, 3, stride, time_padding=time_padding, groups=channels),
                 nn.BatchNorm2d(channels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sertool.networks.context import Head, Student, TimeConv2d, TimeMaxPool2d, TimePadding
+from sertool.networks.context import Head, Student, TimeConv2d, TimeMaxPool2d, TimePadding, scaled
 
 
 class ResidualBlock(nn.Module):
@@ -39,17 +39,19 @@ class ResNet9(Student):
     Args:
         classes: number of labels.
         time_padding: see :mod:`sertool.networks.context`.
+        width: factor of all channels of the trunk; 1 is the reference's network.
     """
 
-    def __init__(self, classes: int, time_padding: TimePadding) -> None:
+    def __init__(self, classes: int, time_padding: TimePadding, width: float = 1.0) -> None:
         super().__init__()
+        first, second, third, last = (scaled(channels, width) for channels in (64, 128, 256, 512))
         self.trunk = nn.Sequential(
-            TimeConv2d(1, 64, 7, stride=2, time_padding=time_padding),
-            nn.BatchNorm2d(64),
+            TimeConv2d(1, first, 7, stride=2, time_padding=time_padding),
+            nn.BatchNorm2d(first),
             nn.ReLU(),
             TimeMaxPool2d(3, time_padding=time_padding),
-            ResidualBlock(64, 128, time_padding),
-            ResidualBlock(128, 256, time_padding),
-            ResidualBlock(256, 512, time_padding),
+            ResidualBlock(first, second, time_padding),
+            ResidualBlock(second, third, time_padding),
+            ResidualBlock(third, last, time_padding),
         )
-        self.head = Head(512, classes, rectified_embedding=True)
+        self.head = Head(last, classes, rectified_embedding=True)
