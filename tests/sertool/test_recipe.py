@@ -28,6 +28,7 @@ WRONG_VALUES = [
     ("data.window_samples", 10**9, "less than or equal to 960000"),
     ("network.name", "resnet", "did you mean 'resnet9'? valid: cnn6, mobilenet15, resnet9, vgg15"),
     ("network.time_padding", "casual", "did you mean 'causal'? valid: causal, same"),
+    ("network.width", 0.1, "greater than or equal to 0.125"),
     ("neighbours.graph", 3, "valid string"),
     ("neighbours.count", 0, "greater than or equal to 1"),
     ("neighbours.alpha", -0.1, "greater than or equal to 0"),
