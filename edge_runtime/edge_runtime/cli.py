@@ -28,6 +28,8 @@ examples:
   ser-edge listen model.onnx --device USB
   ser-edge listen model.onnx --json --hop 0.25 | your-program
   ser-edge listen model.onnx --output events.jsonl --mqtt broker.local --mqtt-discovery
+  ser-edge bench model.onnx
+  ser-edge doctor model.onnx --device USB
   arecord -q -t raw -f S16_LE -r 16000 | ser-edge listen model.onnx -
 """
 
@@ -95,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_scoring_options(file)
 
     command("devices", _devices, "list the microphones", "ser-edge devices --json")
+
+    bench = command("bench", _bench, "measure what a model costs on this board", "ser-edge bench model.onnx --json")
+    bench.add_argument("model", metavar="FILE", help="model file")
+    bench.add_argument("--seconds", metavar="S", type=float, default=20.0, help="of audio to listen to (default 20)")
+    bench.add_argument("--threads", metavar="N", type=int, default=1, help="threads per inference (default 1)")
+    _add_scoring_options(bench)
+
+    doctor = command(
+        "doctor", _doctor, "find what is broken between microphone and answer", "ser-edge doctor model.onnx"
+    )
+    doctor.add_argument("model", metavar="FILE", nargs="?", help="model file to be run")
+    doctor.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
+    doctor.add_argument("--no-microphone", action="store_true", help="for applications that push their own audio")
 
     listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
     listen.add_argument("model", metavar="FILE", help="model file")
@@ -255,6 +270,45 @@ def _show_progress(path: str, done: float, total: float | None) -> None:
     if total is not None and total >= LONG_RECORDING_S and sys.stderr.isatty():
         end = "\r\x1b[K" if done >= total else "\r"
         print(f"ser-edge: {path}: {min(done / total, 1.0):4.0%}", end=end, file=sys.stderr, flush=True)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from edge_runtime.bench import bench
+    from edge_runtime.errors import UsageError
+
+    for name, least in {"seconds": 1, "threads": 1}.items():
+        if not least <= getattr(arguments, name) <= 3600:
+            raise UsageError(f"--{name} {getattr(arguments, name):g}; valid: {least} to 3600")
+    measured = bench(arguments.model, _settings(arguments), arguments.seconds, arguments.threads)
+    if arguments.json:
+        print(json.dumps(measured.to_dict()))
+        return 0
+    board = measured.board
+    states = [f"{board.temperature:.0f} °C"] if board.temperature is not None else []
+    states += board.throttled or ()
+    rows = {
+        "board": ", ".join([board.model or "unknown", f"{board.cores} cores", *states]),
+        "load": f"{measured.load:.2f} s",
+        **{stage.name: f"{stage.median:.2f} ms (p95 {stage.p95:.2f})" for stage in measured.stages},
+        "a second of speech": f"{1000 * measured.speech:.1f} ms of CPU, {measured.scores:.1f} scores",
+        "a second of silence": f"{1000 * measured.silence:.2f} ms of CPU",
+        "memory": "unknown" if measured.memory is None else f"{measured.memory / 1e6:.0f} MB",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    print(measured.verdict)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_runtime.doctor import examine
+
+    broken = False
+    for finding in examine(arguments.model, _settings(arguments), microphone=not arguments.no_microphone):
+        print(json.dumps(finding.to_dict()) if arguments.json else finding, flush=True)
+        broken |= finding.verdict == "broken"
+    return int(broken)
 
 
 def _devices(arguments: argparse.Namespace) -> int:
