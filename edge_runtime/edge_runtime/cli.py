@@ -33,6 +33,9 @@ examples:
   arecord -q -t raw -f S16_LE -r 16000 | ser-edge listen model.onnx -
 """
 
+HUNG_S = 10.0
+"""Time that a block of audio may take before the service manager is no longer told that we are alive."""
+
 LONG_RECORDING_S = 60.0
 """From this length on, progress is shown: shorter ones take a second or two."""
 
@@ -330,6 +333,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.listener import Listener
     from edge_runtime.recognizer import Recognizer
+    from edge_runtime.service import ServiceManager
     from edge_runtime.sinks import Fanout, LineSink
 
     settings = _settings(arguments)
@@ -349,13 +353,16 @@ def _listen(arguments: argparse.Namespace) -> int:
         for sink in open_sinks(arguments, say=_complain, health=lambda: {"undelivered": fanout.dropped}):
             fanout.add(sink)
         _keep_stderr_for_ourselves()
-        with ear:
+        with ear, ServiceManager(alive=lambda: ear.health().busy < HUNG_S) as manager:
+            manager.ready(f"listening to {ear.source.name}")
             print(f"ser-edge: listening to {ear.source.name}; end with Ctrl-C", file=sys.stderr)
             for event in ear:
                 fanout.send(event)
                 if event.kind == "source_lost" and not settings.exit_on_loss:
+                    manager.status(f"waiting: {event.detail}")
                     _complain(f"{event.detail}; waiting for it")
                 elif event.kind == "source_restored":
+                    manager.status(f"listening to {ear.source.name}")
                     _complain(f"hears {ear.source.name} again")
     if skipped := ear.health().coalesced:
         _complain(f"inference could not keep up: {skipped} scores were left out; a longer --hop needs fewer")

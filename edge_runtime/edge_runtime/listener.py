@@ -39,6 +39,8 @@ class Health:
         lost: seconds of audio lost in them.
         outages: how often the source was lost.
         source_lost: why it is lost now, one of :class:`~edge_runtime.events.Reason`; None while it is heard.
+        busy: seconds that the newest audio has been worked on so far; 0 while there is none to work on. If this grows,
+            inference hangs, or the application takes no events.
     """
 
     uptime: float
@@ -48,6 +50,7 @@ class Health:
     lost: float
     outages: int
     source_lost: str | None
+    busy: float
 
 
 class Listener:
@@ -92,6 +95,7 @@ class Listener:
         self._began = now()
         self._gaps = self._lost = self._outages = 0
         self._source_lost: str | None = None
+        self._busy_since: float | None = None
         self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_WAITING)
         self._deliver = on_event or self._enqueue
         self._stopping = threading.Event()
@@ -138,6 +142,7 @@ class Listener:
             lost=self._lost / self._rate,
             outages=self._outages,
             source_lost=self._source_lost,
+            busy=0.0 if (since := self._busy_since) is None else now() - since,
         )
 
     def wait(self) -> None:
@@ -175,7 +180,9 @@ class Listener:
     def _listen_to_source(self) -> None:
         try:
             for heard in self.source.blocks():
+                self._busy_since = now()
                 self._give(self._lose(heard) if isinstance(heard, Loss) else self._hear(heard))
+                self._busy_since = None
         except DeviceError:
             self._give(self._session.finish())
             raise
