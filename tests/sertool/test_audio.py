@@ -1,4 +1,8 @@
 import hashlib
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,3 +87,60 @@ def test_content_hash_is_the_sha256_of_the_bytes(tmp_path):
     assert content_hash(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(AudioError, match="no such audio file"):
         content_hash(tmp_path / "b")
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Names of the files that are hashed from here on."""
+    names = []
+    digest = hashlib.file_digest
+
+    def counted(file, algorithm):
+        names.append(Path(file.name).name)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return names
+
+
+def an_hour_later(monkeypatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+
+
+def test_a_file_that_has_not_changed_is_read_once(tmp_path, monkeypatch, reads):
+    (tmp_path / "a").write_bytes(b"abc")
+    an_hour_later(monkeypatch)
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert [content_hash(tmp_path / "a") for _ in range(3)] == [expected] * 3
+    monkeypatch.chdir(tmp_path)
+    assert content_hash("a") == expected
+    assert reads == ["a"]
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+def test_a_replacement_of_the_same_size_within_the_clocks_grain_is_noticed(tmp_path, monkeypatch, age):
+    changed = time.time()
+    modified = changed - age  # as cp -p sets it
+    stamp = {"st_mtime": modified, "st_mtime_ns": int(modified * 1e9)}
+    stamp |= {"st_ctime": changed, "st_ctime_ns": int(changed * 1e9)}
+    monkeypatch.setattr(Path, "stat", lambda _: SimpleNamespace(st_size=3, st_dev=1, st_ino=1, **stamp))
+    for content in (b"abc", b"abd"):
+        (tmp_path / "a").write_bytes(content)
+        assert content_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("written", ["a", "b"])
+def test_a_replacement_with_the_size_and_time_of_the_old_file_is_noticed(tmp_path, monkeypatch, reads, written):
+    (tmp_path / "a").write_bytes(b"abc")
+    state = (tmp_path / "a").stat()
+    with monkeypatch.context() as later:
+        an_hour_later(later)
+        content_hash(tmp_path / "a")
+    time.sleep(0.02)  # the clock's real grain
+    (tmp_path / written).write_bytes(b"abd")
+    os.utime(tmp_path / written, ns=(state.st_atime_ns, state.st_mtime_ns))
+    (tmp_path / written).rename(tmp_path / "a")
+    an_hour_later(monkeypatch)
+    assert content_hash(tmp_path / "a") == hashlib.sha256(b"abd").hexdigest()
+    assert reads == ["a", "a"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from edge_runtime.errors import AudioError
 from edge_runtime.frontend import FloatArray, as_samples
 
 SAMPLE_RATE = 16000
+
+CLOCK_GRAIN = 2.0
+"""Seconds within which a file's times may not tell two changes apart: those of FAT, the coarsest in use."""
 
 
 class TruncatedAudioError(AudioError):
@@ -76,11 +81,31 @@ def _is_truncated(log: str) -> bool:
 def content_hash(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal text; caches are keyed by it.
 
+    A file that has not changed since this process hashed it is not read again. What proves that are its size, inode
+    and times of change; within the grain of the clock two contents may share them all (what git calls "racily
+    clean"), so that a file this young is always read.
+
     Raises:
         AudioError: the file is missing.
     """
+    path = Path(path)
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        now, state = time.time(), path.stat()
+        # The inode's own time cannot be set back, as cp -p and rsync -t do with the other.
+        if now - max(state.st_mtime, state.st_ctime) < CLOCK_GRAIN:
+            return _hash_bytes(path)
+        return _remembered_hash(
+            path.absolute(), state.st_size, state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns
+        )
     except FileNotFoundError as error:
         raise AudioError(f"{path}: no such audio file") from error
+
+
+@lru_cache(maxsize=1 << 18)
+def _remembered_hash(path: Path, *_identity: int) -> str:
+    return _hash_bytes(path)
+
+
+def _hash_bytes(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -93,8 +93,9 @@ def describe_clips(clips: Sequence[Clip]) -> ClipRecord:
     Raises:
         AudioError: an audio file is missing.
     """
-    audio = {path: content_hash(path) for path in {clip.path for clip in clips}}
-    return {clip.key: {"speaker": clip.speaker, "label": clip.label, "audio": audio[clip.path]} for clip in clips}
+    return {
+        clip.key: {"speaker": clip.speaker, "label": clip.label, "audio": content_hash(clip.path)} for clip in clips
+    }
 
 
 def save_trained(folder: Path, trained: ClipRecord) -> None:

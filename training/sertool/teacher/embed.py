@@ -22,7 +22,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +78,9 @@ class Embeddings:
             AudioError: the file of a clip is missing.
         """
         rows = {content: row for row, content in enumerate(self.contents)}
-        hash_file = cache(content_hash)
         found = []
         for clip in manifest.clips:
-            row = rows.get(_clip_content(clip, hash_file))
+            row = rows.get(_clip_content(clip))
             if row is None:
                 reason = "its audio has changed" if clip.key in self.keys else f"only of {len(rows)} other clips"
                 raise UsageError(
@@ -110,13 +108,12 @@ class Embeddings:
         """
         if self.heard_audio is None:
             return set(manifest.speakers) & set(self.teacher.get("speakers", []))
-        heard = {path for path in {clip.path for clip in manifest.clips} if content_hash(path) in self.heard_audio}
-        return {clip.speaker for clip in manifest.clips if clip.path in heard}
+        return {clip.speaker for clip in manifest.clips if content_hash(clip.path) in self.heard_audio}
 
 
-def _clip_content(clip: Clip, hash_file: Callable[[Path], str]) -> str:
+def _clip_content(clip: Clip) -> str:
     """Return the SHA-256 of a clip's file and its stretch, whatever the file is called."""
-    return hashlib.sha256(f"{hash_file(clip.path)} {clip.start or 0.0} {clip.end}".encode()).hexdigest()
+    return hashlib.sha256(f"{content_hash(clip.path)} {clip.start or 0.0} {clip.end}".encode()).hexdigest()
 
 
 def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, progress: Progress = iter) -> Embeddings:
@@ -289,10 +286,9 @@ def _hash_clips(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
     """Return the content of every clip that has a file, by key, and what is wrong with the others."""
     contents: dict[str, str] = {}
     failures: list[str] = []
-    hash_file = cache(content_hash)
     for clip in manifest.clips:
         try:
-            contents[clip.key] = _clip_content(clip, hash_file)
+            contents[clip.key] = _clip_content(clip)
         except AudioError as error:
             failures.append(str(error))
         except OSError as error:
