@@ -333,20 +333,16 @@ def test_what_the_teacher_refuses_is_named_with_its_file(tmp_path: Path) -> None
     assert not (tmp_path / "embeddings").exists()
 
 
-def test_whom_the_teacher_has_heard_is_known_by_the_audio_and_else_by_the_name(tmp_path: Path) -> None:
+def test_whom_the_teacher_has_heard_is_known_by_the_audio(tmp_path: Path) -> None:
     manifest = corpus(tmp_path, 5)  # spoken by s0 and s1 in turn
     unknown = embed_manifest(manifest, Moments(), tmp_path / "unknown")
-    assert (unknown.heard_by, unknown.heard_speakers(manifest)) == (None, set())
+    assert (unknown.heard_audio, unknown.heard_speakers(manifest)) == (None, set())
 
     run = Moments()
-    run.description["speakers"] = ["s1", "someone else"]
-    embed_manifest(manifest, run, tmp_path / "name")
-    named = load_embeddings(tmp_path / "name")
-    assert (named.heard_by, named.heard_speakers(manifest)) == ("name", {"s1"})
-
+    run.description["speakers"] = ["s1", "someone else"]  # of another corpus
     run.heard_audio = frozenset({content_hash(tmp_path / "4.wav"), "0" * 64})
     for embeddings in (embed_manifest(manifest, run, tmp_path / "audio"), load_embeddings(tmp_path / "audio")):
-        assert (embeddings.heard_by, embeddings.heard_speakers(manifest)) == ("audio", {"s0"})
+        assert embeddings.heard_speakers(manifest) == {"s0"}
     (tmp_path / "audio" / "heard.json").write_text("[")
     with pytest.raises(SerError, match=r"heard\.json: damaged; run sertool embed again"):
         load_embeddings(tmp_path / "audio")

@@ -234,9 +234,9 @@ class FoldGraph:
         graph: the edges.
         report: for ``graph.json``: ``fold``, ``teacher``, ``split_hash``, the settings (``parts``, ``threshold``,
             ``neighbours``, ``centre``, ``mutual``), ``seen`` (speakers held out of the graph whom the teacher was
-            trained on, by part, and by what they are ``known_by``, see :attr:`Embeddings.heard_by`), ``graph`` (what
-            :func:`diagnose` says), and ``nearest_raw`` and ``nearest_centred``: the same for each clip's nearest
-            neighbours, whatever their cosine, so that raw and centred embeddings can be compared.
+            trained on, by part; None where nobody knows), ``graph`` (what :func:`diagnose` says), and ``nearest_raw``
+            and ``nearest_centred``: the same for each clip's nearest neighbours, whatever their cosine, so that raw and
+            centred embeddings can be compared.
     """
 
     graph: NeighbourGraph
@@ -305,7 +305,7 @@ def build_fold_graphs(
             "neighbours": max_neighbours,
             "centre": centre,
             "mutual": mutual,
-            "seen": {"known_by": embeddings.heard_by, **seen},
+            "seen": None if embeddings.heard_audio is None else seen,
             "graph": diagnose(graph, clips),
             "nearest_raw": nearest_raw,
             "nearest_centred": nearest_centred,
@@ -323,10 +323,9 @@ def _refuse_seen(seen: dict[str, list[str]], fold: int, embeddings: Embeddings) 
     for part, speakers in seen.items():
         if speakers:
             more = f" and {len(speakers) - 1} more" if len(speakers) > 1 else ""
-            doubt = " (by name: it has not kept which audio)" if embeddings.heard_by == "name" else ""
             raise UsageError(
                 f"{embeddings.folder}: {embeddings.teacher['name']} was trained on {part} speaker {speakers[0]!r}"
-                f"{more} of fold {fold}{doubt}; results would be too good: take a teacher of other speakers, or allow "
+                f"{more} of fold {fold}; results would be too good: take a teacher of other speakers, or allow "
                 "it with --allow-seen"
             )
 

@@ -104,7 +104,7 @@ def save_trained(folder: Path, trained: ClipRecord) -> None:
 
 
 def read_trained(folder: Path) -> ClipRecord | None:
-    """Return the clips that a run was trained on; None for a run older than this record, which is accepted as it is.
+    """Return the clips that a run trains on; None where no training has begun.
 
     Raises:
         RunError: the record is damaged.
@@ -190,6 +190,14 @@ class Run:
         """Hash of the split, which every result carries."""
         return self.split.hash
 
+    @cached_property
+    def trained(self) -> ClipRecord:
+        """The clips trained on."""
+        trained = read_trained(self.path)
+        if trained is None:
+            raise RunError(f"{self.path / 'trained.json'}: missing, nobody knows what was trained on; train again")
+        return trained
+
     @property
     def metrics(self) -> dict[str, Any]:
         """What ``sertool evaluate`` found, by part; empty before it."""
@@ -208,7 +216,7 @@ class Run:
         speakers = list(self.fold.part(part))
         if not speakers:
             raise UsageError(f"{self.path}: fold {self.recipe.data.fold} of the split has no {part} speakers")
-        if changed := changed_clip(read_trained(self.path) or {}, self.manifest):
+        if changed := changed_clip(self.trained, self.manifest):
             raise UsageError(
                 f"{self.manifest.path}: {changed} since {self.path} was trained on it; "
                 "bring the manifest and audio of that training back, or train again"
@@ -356,7 +364,7 @@ class RunTeacher:
         identity: hash of the weights.
         dimension: 256.
         description: for the record, with the speakers it was trained on.
-        heard_audio: SHA-256 of the audio files it was trained on; None for a run older than this record.
+        heard_audio: SHA-256 of the audio files it was trained on.
     """
 
     def __init__(self, run: Run) -> None:
@@ -366,8 +374,7 @@ class RunTeacher:
         self.identity = hashlib.sha256(weights + b"fc1").hexdigest()
         self.name = f"run {run.path.name} fc1"
         self.dimension = int(self._network.head.fc1.out_features)
-        trained = read_trained(run.path)
-        self.heard_audio = None if trained is None else frozenset(clip["audio"] for clip in trained.values())
+        self.heard_audio = frozenset(clip["audio"] for clip in run.trained.values())
         self.description: dict[str, Any] = {
             "name": self.name,
             "kind": "run",

@@ -6,7 +6,7 @@ An embeddings folder holds
   and the name of the manifest;
 - ``vectors-*.safetensors``: float32 ``vectors`` (n, dimension) and the ``contents`` (n, 32) they belong to, written
   whole and never changed: a killed run loses at most the clips of one unwritten file;
-- ``heard.json``: SHA-256 of each audio file that the teacher was trained on, where it is a run that knows;
+- ``heard.json``: SHA-256 of each audio file that the teacher was trained on, where it was trained here;
 - ``index.csv``: clip key and content of every clip of the manifest, written once all of them are there.
 
 Vectors belong to a clip's content, the SHA-256 of its file's bytes with its start and end: a corpus that is moved or
@@ -90,24 +90,17 @@ class Embeddings:
             found.append(row)
         return self.vectors[found]
 
-    @property
-    def heard_by(self) -> str | None:
-        """By what :meth:`heard_speakers` knows them: ``audio``, or only by ``name``; None: it cannot know them."""
-        if self.heard_audio is not None:
-            return "audio"
-        return "name" if "speakers" in self.teacher else None
-
     def heard_speakers(self, manifest: Manifest) -> set[str]:
-        """Return the speakers of a manifest whom the teacher was trained on.
+        """Return the speakers of a manifest whom the teacher is known to have been trained on.
 
         Audio files are compared, because two corpora may both have a speaker 03; a file that was converted is another
-        one. Names are compared where a run of our own has kept nothing else.
+        one.
 
         Raises:
             AudioError: the file of a clip is missing.
         """
         if self.heard_audio is None:
-            return set(manifest.speakers) & set(self.teacher.get("speakers", []))
+            return set()
         return {clip.speaker for clip in manifest.clips if content_hash(clip.path) in self.heard_audio}
 
 
