@@ -11,7 +11,7 @@ import soundfile
 from sertool.cli import main
 from sertool.corpora.adapters import CORPORA
 from sertool.corpora.manifest import load_manifest
-from sertool.corpora.splits import load_split
+from sertool.corpora.splits import PARTS, load_split
 
 
 @pytest.fixture
@@ -113,6 +113,33 @@ def test_demos_leaves_neutral_out_unless_asked(sertool, tmp_path):
     assert "has 9365 clips when complete" in err
     _, out, _ = sertool("corpus", "make", "demos", "--root", tmp_path, "-o", tmp_path / "m.csv", "--all-labels")
     assert "anger 1, neutral 1" in out
+
+
+def test_demos_is_split_as_in_the_paper(sertool, tmp_path):
+    """All of DEMoS by name: 23 women and 45 men, 9,365 clips of seven emotions and 332 neutral ones."""
+    emotions = ("col", "dis", "gio", "pau", "rab", "sor", "tri")
+    speakers = [("f" if number <= 23 else "m", number) for number in range(1, 69)]
+    names = [
+        f"{('NP', 'PR')[clip % 2]}_{speakers[clip % 68][0]}_{speakers[clip % 68][1]:02d}_{emotions[clip // 68 % 7]}"
+        f"{clip // 476:02d}a"
+        for clip in range(9365)
+    ]
+    names += [f"{speakers[clip % 68][0]}_{speakers[clip % 68][1]:02d}_neu{clip // 68:02d}a" for clip in range(332)]
+    (tmp_path / "DEMOS").mkdir()
+    for name in names:
+        (tmp_path / "DEMOS" / f"{name}.wav").touch()
+    manifest, splits = tmp_path / "m.csv", [tmp_path / "a.json", tmp_path / "b.json"]
+    code, out, err = sertool("corpus", "make", "demos", "--root", tmp_path, "-o", manifest)
+    assert (code, err) == (0, "")
+    assert "9365 clips, 68 speakers (23 f, 45 m), 7 labels" in out
+    for path in splits:
+        assert sertool("split", "make", manifest, "--protocol", "paper", "-o", path)[0] == 0
+    assert splits[0].read_text() == splits[1].read_text()
+    (fold,) = load_split(splits[0]).folds
+    assert [len(fold.part(part)) for part in PARTS] == [27, 25, 16]
+    assert sum(int(speaker) <= 23 for speaker in fold.test) == 7
+    # A function of names and seed alone: a change here is another split of DEMoS for everybody.
+    assert load_split(splits[0]).hash == "7b00cc012d144c56"
 
 
 def test_a_table_with_other_columns(sertool, recordings, tmp_path):

@@ -15,8 +15,8 @@ from edge_runtime.errors import UsageError, nearest
 from sertool.cli.console import print_json, progress_bar
 
 if TYPE_CHECKING:
-    from sertool.corpora.adapters import Corpus
     from sertool.corpora.check import Finding
+    from sertool.corpora.corpus import Corpus
     from sertool.corpora.manifest import Clip, Manifest
 
 app = typer.Typer(no_args_is_help=True, help="List, make and check corpora.")
@@ -58,11 +58,11 @@ def list_corpora(
         return
     for corpus in CORPORA.values():
         typer.echo(
-            f"{corpus.name:10} {corpus.language}  {corpus.speakers:3} speakers  {len(corpus.labels)} labels  "
-            f"{corpus.clips:5} clips  {corpus.licence:34}  {corpus.home}"
+            f"{corpus.name:14} {corpus.language}  {corpus.speakers or '?':>3} speakers  {len(corpus.labels)} labels  "
+            f"{corpus.clips or '?':>5} clips  {corpus.licence:34}  {corpus.home}"
         )
     for name, what in _OWN_SOURCES.items():
-        typer.echo(f"{name:10} {what}")
+        typer.echo(f"{name:14} {what}")
 
 
 @app.command()
@@ -75,7 +75,7 @@ def make(
     ] = None,
     drop: Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Leave a label out; may be repeated.")] = None,
     all_labels: Annotated[
-        bool, typer.Option("--all-labels", help="Keep what publications leave out (DEMoS: neutral).")
+        bool, typer.Option("--all-labels", help="Keep labels that publications leave out (DEMoS: neutral).")
     ] = False,
     relative: Annotated[
         bool, typer.Option("--relative", help="Write files relative to the manifest, not absolute.")
@@ -111,6 +111,9 @@ def make(
       sertool corpus make emodb --root ~/corpora/emodb -o emodb.csv
 
       sertool corpus make ravdess --root ~/corpora/ravdess --rename calm=neutral -o ravdess.csv
+
+      sertool corpus make iemocap --root ~/corpora/IEMOCAP --rename excitement=happiness -o iemocap.csv
+      (the usual four classes, 5531 clips)
 
       sertool corpus make folder --root recordings -o mine.csv      (recordings/SPEAKER/LABEL/clip.wav)
 
@@ -180,9 +183,9 @@ def _clips(name: str, root: Path | None, given: dict[str, Any]) -> list[Clip]:
 def _published_clips(corpus: Corpus, root: Path, all_labels: bool) -> list[Clip]:
     from sertool.corpora.adapters import corpus_clips
 
-    clips = corpus_clips(corpus, root)
+    clips = corpus_clips(corpus, root, lambda what: typer.echo(f"note: {corpus.title}: {what}", err=True))
     usual = [clip for clip in clips if clip.label not in corpus.left_out]
-    if len(usual) != corpus.clips:
+    if corpus.clips is not None and len(usual) != corpus.clips:
         typer.echo(f"note: {corpus.title} has {corpus.clips} clips when complete, {root} has {len(usual)}", err=True)
     return clips if all_labels else usual
 

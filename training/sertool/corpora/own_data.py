@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_runtime.errors import UsageError, nearest
-from sertool.corpora.adapters import audio_files
+from sertool.corpora.corpus import audio_files
 from sertool.corpora.manifest import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
