@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binned_statistic
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from sertool.metrics import accuracy, confusion_matrix, speaker_interval, unweighted_average_recall
+from sertool.metrics import (
+    accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    reliability,
+    speaker_interval,
+    unweighted_average_recall,
+)
 
 ITEMS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 
@@ -97,3 +105,31 @@ def test_interval_of_two_speakers_is_spanned_by_them() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_speakers_have_no_interval(count: int) -> None:
     assert np.isnan(speaker_interval(speakers_of_skill([0.8] * count))).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(2, 5), st.integers(1, 12))
+def test_reliability_equals_binned_statistics_of_scipy(seed: int, items: int, classes: int, bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(classes, 0.5), items)
+    truth = rng.integers(classes, size=items)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    edges = np.linspace(0, 1, bins + 1)
+    counts, means, accuracies = (
+        binned_statistic(sure, values, statistic, bins=edges).statistic
+        for values, statistic in ((sure, "count"), (sure, "mean"), (right, "mean"))
+    )
+    found = reliability(probabilities, truth, bins)
+    assert [bin.items for bin in found] == counts.astype(int).tolist()
+    np.testing.assert_allclose([bin.confidence for bin in found], np.nan_to_num(means))
+    np.testing.assert_allclose([bin.accuracy for bin in found], np.nan_to_num(accuracies))
+    expected = np.nansum(counts * np.abs(means - accuracies)) / items
+    assert expected_calibration_error(probabilities, truth, bins) == pytest.approx(expected)
+
+
+def test_certain_answers_are_in_the_last_bin_and_no_items_have_no_error() -> None:
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert reliability(certain, np.array([0, 1]))[-1].items == 2
+    assert expected_calibration_error(certain, np.array([0, 1])) == 0
+    assert expected_calibration_error(certain, np.array([1, 0])) == 1
+    assert np.isnan(expected_calibration_error(np.empty((0, 2)), np.empty(0, np.int64)))

@@ -20,6 +20,7 @@ from sertool.metrics import (
     IntArray,
     accuracy,
     confusion_matrix,
+    expected_calibration_error,
     speaker_interval,
     unweighted_average_recall,
 )
@@ -135,7 +136,8 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
     Returns:
         ``items``, ``uar``, ``uar_interval`` (95 %, resampling speakers; None for one speaker), ``accuracy``,
         ``labels``, ``confusion`` (true classes in rows), ``recall`` by label, ``speakers`` and ``genders`` (UAR of
-        each over the classes that occur there). UAR equals scikit-learn's ``balanced_accuracy_score``.
+        each over the classes that occur there), ``ece`` (of the probabilities as they are, before a temperature). UAR
+        equals scikit-learn's ``balanced_accuracy_score``.
     """
     confusion = predictions.confusion()
     speakers = np.array(predictions.speakers)
@@ -157,6 +159,7 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
         },
         "speakers": {name: unweighted_average_recall(matrix) for name, matrix in by_speaker.items()},
         "genders": {name: unweighted_average_recall(matrix) for name, matrix in by_gender.items()},
+        "ece": expected_calibration_error(predictions.probabilities, predictions.truth),
     }
 
 

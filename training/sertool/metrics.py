@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,3 +86,73 @@ def speaker_interval(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The answers that were given with about one probability.
+
+    Attributes:
+        low: smallest probability of the bin, exclusive but for the first.
+        high: greatest, inclusive.
+        items: how many answers; the other two are 0 where there are none.
+        confidence: mean probability of the answers.
+        accuracy: share of right ones among them.
+    """
+
+    low: float
+    high: float
+    items: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(probabilities: NDArray[np.floating], truth: IntArray, bins: int = 10) -> list[ReliabilityBin]:
+    """Compare how sure answers are with how often they are right (Guo et al., 2017).
+
+    Args:
+        probabilities: (N, classes).
+        truth: (N,) positions of the true classes.
+        bins: number of bins of equal width.
+
+    Example:
+        >>> sure = reliability(np.array([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]), np.array([0, 1, 1]), bins=5)[-1]
+        >>> (sure.items, round(sure.confidence, 3), round(sure.accuracy, 3))
+        (2, 0.9, 0.5)
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == truth
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    items = np.bincount(place, minlength=bins)
+    filled = np.maximum(items, 1)
+    mean_confidence = np.bincount(place, confidence, bins) / filled
+    accuracies = np.bincount(place, right, bins) / filled
+    return [
+        ReliabilityBin(
+            float(edges[i]), float(edges[i + 1]), int(items[i]), float(mean_confidence[i]), float(accuracies[i])
+        )
+        for i in range(bins)
+    ]
+
+
+def expected_calibration_error(probabilities: NDArray[np.floating], truth: IntArray, bins: int = 10) -> float:
+    """Return by how much answers are right more or less often than they claim, on average over the items (ECE).
+
+    Args:
+        probabilities: (N, classes).
+        truth: (N,) positions of the true classes.
+        bins: see :func:`reliability`.
+
+    Returns:
+        ECE in [0, 1]; NaN when there are no items.
+
+    Example:
+        >>> round(expected_calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 3)
+        0.4
+    """
+    if not len(truth):
+        return float("nan")
+    return sum(bin.items * abs(bin.accuracy - bin.confidence) for bin in reliability(probabilities, truth, bins)) / len(
+        truth
+    )

@@ -11,6 +11,7 @@ tensorboard/             the curves
 resume.safetensors       only until the last epoch: what the next epoch needs
 metrics.json             written by ``sertool evaluate``: results on test speakers
 predictions.csv          likewise: every test item with its probabilities
+report.html              likewise: all of this to look at
 """
 
 from __future__ import annotations

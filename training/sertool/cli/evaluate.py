@@ -19,11 +19,12 @@ def evaluate(
 ) -> None:
     """Evaluate a run on unseen speakers; several folds are pooled into one result.
 
-    Writes metrics.json and predictions.csv into the run (and, for folds, into the folder above them).
+    Writes metrics.json, predictions.csv and report.html into the run (and, for folds, into the folder above them).
 
     Example: sertool evaluate runs/loso
     """
     from sertool.evaluate import evaluate_run, pool, save_evaluation
+    from sertool.report import save_report
     from sertool.run import load_folds
 
     folds = load_folds(run)
@@ -33,14 +34,18 @@ def evaluate(
         for fold in progress.track(folds, description="evaluating"):
             predictions.append(evaluate_run(fold, part, on_features))
             entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
+            report = save_report(fold.path, part, [fold], predictions[-1])
     if folds[0].path != run:
         numbers, count = [fold.recipe.data.fold for fold in folds], len(folds[0].split.folds)
-        entry = save_evaluation(run, part, pool(predictions), folds[0].split_hash, numbers, count)
+        pooled = pool(predictions)
+        entry = save_evaluation(run, part, pooled, folds[0].split_hash, numbers, count)
+        report = save_report(run, part, folds, pooled)
         _warn_of_unfinished(numbers, count)
     if json:
         print_json(entry)
     else:
         _print(entry, f"{run}, {part} speakers")
+        typer.echo(f"more in {report}")
 
 
 def _warn_of_unfinished(folds: list[int], count: int) -> None:
