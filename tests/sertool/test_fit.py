@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import multiprocessing
+import random
 import signal
 import subprocess
 import sys
@@ -113,6 +115,28 @@ def test_a_stopped_command_run_again_ends_with_the_weights_of_an_unstopped_one(
     assert_same_weights(run, tmp_path / "whole")
     assert without_seconds(run) == without_seconds(tmp_path / "whole")
     assert not (run / "resume.safetensors").exists()
+
+
+def test_a_training_killed_at_any_moment_ends_with_the_weights_of_an_unstopped_one(tones: Any, tmp_path: Path) -> None:
+    recipe = tones.recipe(graph=True, neighbours__mode="bank")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["sertool.fit"])  # torch is imported once
+
+    def train(name: str, seconds: float | None = None) -> None:
+        process = processes.Process(target=fit, args=(recipe, tmp_path / name))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+
+    began = time.monotonic()
+    train("whole")
+    moments = [random.uniform(0, 1.05) * (time.monotonic() - began) for _ in range(2)]
+    for seconds in moments:
+        train("run", seconds)
+    train("run")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+    assert without_seconds(tmp_path / "run") == without_seconds(tmp_path / "whole"), moments
 
 
 @pytest.mark.parametrize(

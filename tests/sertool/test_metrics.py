@@ -102,6 +102,19 @@ def test_interval_of_two_speakers_is_spanned_by_them() -> None:
     assert speaker_interval([sure, never]) == (0.0, 1.0)
 
 
+def test_interval_covers_the_uar_of_all_speakers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(150):
+        heard = rng.binomial(20, rng.beta(4, 2, size=(24, 1)), size=(24, 3))
+        # Of 20 clips of each of three labels by each of 24 speakers; 2 / 3 is the mean of Beta(4, 2).
+        matrices = [np.diag(right) + np.diag(20 - right)[:, [2, 0, 1]] for right in heard]
+        low, high = speaker_interval(matrices, draws=1000)
+        covered += low <= 2 / 3 <= high
+    # A percentile interval over 24 speakers is a little narrow; 150 trials spread by 0.02.
+    assert 0.86 <= covered / 150 <= 0.98
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_speakers_have_no_interval(count: int) -> None:
     assert np.isnan(speaker_interval(speakers_of_skill([0.8] * count))).all()
