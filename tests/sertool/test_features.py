@@ -71,6 +71,17 @@ def test_windows_are_those_of_librosa(corpus: Manifest) -> None:
     assert np.abs(log_mel_windows(corpus, FRONT_END, SAMPLES)[0] - expected).max() < 2e-4
 
 
+@pytest.mark.parametrize("context", [1, 48])
+def test_context_is_the_clip_repeated_before_its_beginning(corpus: Manifest, context: int) -> None:
+    longer = log_mel_windows(corpus, FRONT_END, SAMPLES, context_frames=context)
+    assert np.array_equal(longer[:, context:], log_mel_windows(corpus, FRONT_END, SAMPLES))
+    for frames, clip in zip(longer, corpus.clips, strict=True):
+        samples = clip.read()
+        past = np.tile(samples, 8)[len(samples) * 8 - context * 256 :]
+        signal = np.concatenate([past, np.tile(samples, 8)[:SAMPLES]])
+        assert np.array_equal(frames, log_mel(signal, FRONT_END))
+
+
 def test_a_second_call_decodes_nothing(corpus: Manifest, decoded: list[str]) -> None:
     first = np.array(log_mel_windows(corpus, FRONT_END, SAMPLES))
     assert decoded == ["short.wav", "long.wav", "rate.flac"]

@@ -23,13 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
 
 from edge_runtime.errors import SerError, UsageError
+from edge_runtime.frontend import FrontEnd, log_mel
 from sertool.corpora.manifest import load_manifest
 from sertool.fit import EmbeddingBank, EpochReport, _look_up, _outside, fit
 from sertool.losses import neighbour_loss
 from sertool.metrics import confusion_matrix, unweighted_average_recall
-from sertool.networks import predict
+from sertool.networks import Student, build_network, predict
 from sertool.recipe import Neighbours, Recipe, write_recipe
 from sertool.run import RunError, load_run
 
@@ -143,7 +145,15 @@ def test_a_training_killed_at_any_moment_ends_with_the_weights_of_an_unstopped_o
     ("mode", "values"),
     [
         ("bank", {"neighbours__layer": "fc2", "neighbours__distance": "l2", "neighbours__alpha": 0.1}),
-        ("pass", {"network__name": "resnet9", "network__time_padding": "causal", "training__epochs": 2}),
+        (
+            "pass",
+            {
+                "network__name": "resnet9",
+                "network__time_padding": "causal",
+                "training__context": 0.5,
+                "training__epochs": 2,
+            },
+        ),
     ],
 )
 def test_any_recipe_resumes_to_the_same_weights(tones: Any, tmp_path: Path, mode: str, values: dict[str, Any]) -> None:
@@ -278,6 +288,54 @@ def test_without_alpha_a_bank_of_neighbours_changes_nothing(tones: Any, tmp_path
     fit(tones.recipe(graph=True, neighbours__mode="pass", **values), tmp_path / "pass")
     name = "trunk.1.running_mean"
     assert not torch.equal(weights(tmp_path / "pass")[name], weights(tmp_path / "base")[name])
+
+
+CAUSAL = {"network__name": "cnn6", "network__width": 0.125, "network__time_padding": "causal"}
+
+
+@pytest.mark.parametrize("context", [0.0, 1.0])
+def test_the_features_of_the_context_are_not_averaged(tones: Any, tmp_path: Path, context: float) -> None:
+    one_step = {"training__epochs": 1, "training__batch_size": 48, "training__precision": "fp32"}
+    fit(tones.recipe(**CAUSAL, **one_step, training__context=context), tmp_path / "run")
+
+    manifest, front_end = load_manifest(tones.manifest), FrontEnd()
+    clips = [clip for clip in manifest.clips if clip.speaker in {"ada", "bea", "dov", "eli"}]
+    past = 64 * 256 if context else 0
+    signals = [np.tile(clip.read(), 4)[-past % 9600 :][: past + 8448] for clip in clips]
+    frames = load_run(tmp_path / "run").normalization.apply(np.stack([log_mel(s, front_end) for s in signals]))
+    torch.manual_seed(0)
+    network = build_network("cnn6", 3, "causal", 0.125).train()
+    with torch.no_grad():
+        logits = network.head(network.features(torch.from_numpy(frames)[:, None])[:, :, -2:].mean(2))
+    expected = functional.cross_entropy(
+        logits, torch.tensor([["anger", "joy", "sadness"].index(c.label) for c in clips])
+    )
+    assert history(tmp_path / "run")[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_share_of_the_steps_has_context_and_none_of_the_papers_padding(tones: Any, tmp_path: Path) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def watch(kind: str, **values: Any) -> Path:
+        folder, lengths = tmp_path / kind, seen.setdefault(kind, [])
+        features = Student.features
+
+        def watching(network: Student, log_mel: torch.Tensor) -> torch.Tensor:
+            lengths.append(log_mel.shape[2])
+            return features(network, log_mel)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Student, "features", watching)
+            fit(tones.recipe(**(CAUSAL | values), training__epochs=2, training__batch_size=2), folder)
+        return folder
+
+    watch("causal", training__context=0.25)
+    lengths = [length for length in seen["causal"] if length < 256]  # the rest measured the reach
+    assert set(lengths) == {32, 32 + 64} and len(lengths) == 48
+    assert 4 <= lengths.count(96) <= 20  # 12 expected; beyond these bounds once in 500 seeds
+    with_key = watch("same", network__time_padding="same", training__context=1.0)
+    assert set(seen["same"]) == {32}
+    assert_same_weights(with_key, watch("plain", network__time_padding="same", training__context=0.0))
 
 
 @pytest.mark.parametrize("mode", ["bank", "pass"])

@@ -15,7 +15,17 @@ from torch import nn
 
 from edge_runtime.errors import UsageError
 from edge_runtime.frontend import FrontEnd
-from sertool.networks import NETWORKS, Student, build_network, count_macs, count_parameters, predict
+from sertool.networks import (
+    NETWORKS,
+    Student,
+    TimeReach,
+    build_network,
+    count_macs,
+    count_parameters,
+    predict,
+    time_reach,
+)
+from sertool.networks.cnn6 import CNN6
 from sertool.networks.context import TimeConv2d, TimeMaxPool2d
 from sertool.recipe import PAPER_WINDOW_SAMPLES, SHORTEST_WINDOW_SAMPLES
 
@@ -158,6 +168,42 @@ def test_causal_features_of_a_beginning_are_the_beginning_of_the_features(name: 
         whole, beginning = network.features(x), network.features(x[:, :, :77])
     assert beginning.shape[2] == 77 // 2 ** HALVINGS[name]
     torch.testing.assert_close(beginning, whole[:, :, : beginning.shape[2]], rtol=1e-4, atol=1e-5)
+
+
+CONTEXT = {"vgg15": 192, "resnet9": 160, "cnn6": 64, "mobilenet15": 48}
+"""Receptive fields worked by hand (212, 179, 76 and 59 frames), less the stride that is the window's own first feature,
+rounded up to whole strides."""
+
+
+def test_the_reach_in_time_is_that_worked_by_hand(name: str) -> None:
+    network = build_network(name, 7, "causal", width=0.125)
+    assert time_reach(network) == TimeReach(2 ** HALVINGS[name], CONTEXT[name])
+    assert network.training and network.trunk[0].weight.dtype == torch.float32
+
+
+def test_features_depend_on_their_context_and_on_nothing_before_it(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(name, 7, "causal", 0.125).double().eval()
+    stride, context = 2 ** HALVINGS[name], CONTEXT[name]
+    signal = torch.randn(1, 1, stride + context + stride, 64, dtype=torch.float64)
+    longer, shorter = signal.clone(), signal.clone()
+    longer[:, :, :stride] = torch.randn(stride, 64)
+    shorter[:, :, stride : 2 * stride] = torch.randn(stride, 64)
+    with torch.no_grad():
+        last = network.features(signal)[:, :, -1]
+        assert torch.equal(network.features(longer)[:, :, -1], last)
+        assert not torch.equal(network.features(shorter)[:, :, -1], last)
+        cut = network.features(signal[:, :, stride:])[:, :, -1]
+    torch.testing.assert_close(cut, last)
+
+
+def test_a_network_that_remembers_for_ever_has_no_context() -> None:
+    class Remembering(CNN6):
+        def features(self, log_mel: torch.Tensor) -> torch.Tensor:
+            return super().features(log_mel).cumsum(2)
+
+    with pytest.raises(UsageError, match=r"^Remembering remembers more than 4096 frames, .*set training\.context = 0$"):
+        time_reach(Remembering(7, "causal", 0.125))
 
 
 @pytest.mark.parametrize("time_padding", ["same", "causal"])

@@ -45,6 +45,8 @@ WRONG_VALUES = [
     ("training.learning_rate", float("inf"), "finite number"),
     ("training.decay", 1.5, "less than or equal to 1"),
     ("training.decay_epochs", 0, "greater than or equal to 1"),
+    ("training.context", 1.5, "less than or equal to 1"),
+    ("training.context", -0.5, "greater than or equal to 0"),
     ("training.seed", -1, "greater than or equal to 0"),
     ("training.seed", 2**64, "less than"),
     ("training.precision", "fp16", "valid: auto, bf16, fp32"),

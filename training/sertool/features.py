@@ -27,7 +27,11 @@ def cache_folder() -> Path:
 
 
 def log_mel_windows(
-    manifest: Manifest, front_end: FrontEnd, window_samples: int, progress: Progress | None = None
+    manifest: Manifest,
+    front_end: FrontEnd,
+    window_samples: int,
+    progress: Progress | None = None,
+    context_frames: int = 0,
 ) -> FloatArray:
     """Return the log-Mel spectrogram of every clip, tiled or cut to one window.
 
@@ -39,17 +43,19 @@ def log_mel_windows(
         front_end: parameters of the spectrogram.
         window_samples: samples that each clip is tiled or cut to.
         progress: told how far the work is.
+        context_frames: frames put before each window, of the clip as if it had been repeated before it too.
 
     Returns:
-        float32 (clips, frames, mel_bands) in dB, not normalised, in the manifest's order; read-only, from disk.
+        float32 (clips, context_frames + frames, mel_bands) in dB, not normalised, in the manifest's order; read-only,
+        from disk.
 
     Raises:
         AudioError: a clip cannot be read.
         SerError: the cached file is damaged.
     """
-    path = cache_folder() / f"log-mel-{_cache_key(manifest, front_end, window_samples)}.npy"
+    path = cache_folder() / f"log-mel-{_cache_key(manifest, front_end, window_samples, context_frames)}.npy"
     if not path.is_file():
-        _compute(path, manifest, front_end, window_samples, progress)
+        _compute(path, manifest, front_end, window_samples, context_frames, progress)
     try:
         cached: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
@@ -58,22 +64,31 @@ def log_mel_windows(
 
 
 def _compute(
-    path: Path, manifest: Manifest, front_end: FrontEnd, window_samples: int, progress: Progress | None
+    path: Path,
+    manifest: Manifest,
+    front_end: FrontEnd,
+    window_samples: int,
+    context_frames: int,
+    progress: Progress | None,
 ) -> None:
-    shape = (len(manifest), front_end.frames(window_samples), front_end.mel_bands)
+    past = context_frames * front_end.hop
+    shape = (len(manifest), front_end.frames(past + window_samples), front_end.mel_bands)
     header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     # Written, not mapped into memory: where the disk is full, a mapped page kills the process instead of raising.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for row, clip in enumerate(manifest.clips, start=1):
-            file.write(log_mel(tile_or_cut(clip.read(), window_samples), front_end).tobytes())
+            # Rolled by the context, the repeated clip has its beginning where the window begins.
+            samples = tile_or_cut(np.roll(clip.read(), past), past + window_samples)
+            file.write(log_mel(samples, front_end).tobytes())
             if progress:
                 progress(row, len(manifest))
 
 
-def _cache_key(manifest: Manifest, front_end: FrontEnd, window_samples: int) -> str:
+def _cache_key(manifest: Manifest, front_end: FrontEnd, window_samples: int, context_frames: int) -> str:
     contents = [(content_hash(clip.path), clip.start, clip.end) for clip in manifest.clips]
-    description = json.dumps([contents, front_end.to_dict(), window_samples])
+    lengths = [window_samples, context_frames] if context_frames else [window_samples]
+    description = json.dumps([contents, front_end.to_dict(), *lengths])
     return hashlib.sha256(description.encode()).hexdigest()[:16]
 
 

@@ -33,7 +33,7 @@ from sertool.features import Progress, log_mel_windows, measure_normalization
 from sertool.files import atomic_path, write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
 from sertool.losses import neighbour_loss
-from sertool.networks import Student, build_network
+from sertool.networks import Student, TimeReach, build_network, time_reach
 from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
 from sertool.run import (
     ClipRecord,
@@ -78,12 +78,14 @@ class TrainingSet:
     """The clips trained on, sorted by key.
 
     Attributes:
-        log_mel: float32 (N, 1, frames, mel_bands), normalised.
+        log_mel: float32 (N, 1, reach.context + frames, mel_bands), normalised.
+        reach: how many frames of context are before each window, and frames a feature.
         targets: int64 (N,), positions of the labels.
         neighbours: int64 (N, n), rows of this set; -1 where there is none.
     """
 
     log_mel: Tensor
+    reach: TimeReach
     targets: Tensor
     neighbours: Tensor
 
@@ -133,18 +135,20 @@ def fit(
     device = _device(training)
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    torch.manual_seed(training.seed)
+    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding, recipe.network.width)
+    reach = time_reach(network) if _with_context(recipe) else TimeReach(stride=1, context=0)
     front_end = FrontEnd()
-    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features)[rows]
-    normalization = measure_normalization(windows)
+    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)[rows]
+    normalization = measure_normalization(windows[:, reach.context :])
     student = StudentDescription(labels, front_end, normalization, recipe.data.window_samples)
     data = TrainingSet(
         torch.from_numpy(normalization.apply(windows))[:, None].to(device),
+        reach,
         torch.tensor([labels.index(manifest.clips[row].label) for row in rows], device=device),
         torch.from_numpy(neighbours).to(device),
     )
 
-    torch.manual_seed(training.seed)
-    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding, recipe.network.width)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)
@@ -196,14 +200,19 @@ def _epoch(
     optimizer.param_groups[0]["lr"] = learning_rate
     network.train()
     total, total_neighbour = 0.0, 0.0
-    for start in range(0, len(order), training.batch_size):
+    # A step has context as a whole: zero states are not zero frames, so windows with and without do not stack.
+    steps = range(0, len(order), training.batch_size)
+    amid_stream = np.random.default_rng([training.seed, epoch, 2]).random(len(steps)) < training.context
+    for start, amid in zip(steps, amid_stream, strict=True):
         batch = torch.from_numpy(order[start : start + training.batch_size]).to(data.targets.device)
         # Neighbours of the batch go through the network with it, each once, in the paper's mode.
         extra = _outside(batch, data.neighbours) if neighbours.mode == "pass" else batch[:0]
         together = torch.cat([batch, extra])
-        inputs = data.log_mel[together].contiguous(memory_format=torch.channels_last)
+        context = data.reach.context if amid else 0
+        inputs = data.log_mel[together, :, data.reach.context - context :]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast:
-            embeddings = network.embed(inputs)
+            embeddings = network.embed(inputs, context // data.reach.stride)
             logits = network.head.classify(embeddings)
         compared = (embeddings if neighbours.layer == "fc1" else logits).float()
         cross_entropy = functional.cross_entropy(logits[: len(batch)].float(), data.targets[batch])
@@ -266,6 +275,10 @@ def _look_up(
     place = torch.zeros(int(bank.visited.numel()), dtype=torch.long, device=rows.device)
     place[together] = torch.arange(len(together), device=rows.device)
     return compared[place[rows]], present.float()
+
+
+def _with_context(recipe: Recipe) -> bool:
+    return recipe.network.time_padding == "causal" and recipe.training.context > 0
 
 
 def _device(training: Training) -> torch.device:

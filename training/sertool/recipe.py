@@ -92,6 +92,14 @@ class Training(Section):
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam, at the start")
     decay: float = Field(0.9, gt=0, le=1, description="the learning rate is multiplied by this ...")
     decay_epochs: int = Field(5, ge=1, description="... after so many epochs")
+    context: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the steps whose windows follow sound, as amid a stream, instead of a reset; "
+        "no effect with time_padding = same",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and dropout")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",

@@ -6,12 +6,30 @@ from collections.abc import Callable
 
 from edge_runtime.errors import UsageError, nearest
 from sertool.networks.cnn6 import CNN6
-from sertool.networks.context import Student, TimePadding, count_macs, count_parameters, predict
+from sertool.networks.context import (
+    Student,
+    TimePadding,
+    TimeReach,
+    count_macs,
+    count_parameters,
+    predict,
+    time_reach,
+)
 from sertool.networks.mobilenet15 import MobileNet15
 from sertool.networks.resnet9 import ResNet9
 from sertool.networks.vgg15 import VGG15
 
-__all__ = ["NETWORKS", "Student", "TimePadding", "build_network", "count_macs", "count_parameters", "predict"]
+__all__ = [
+    "NETWORKS",
+    "Student",
+    "TimePadding",
+    "TimeReach",
+    "build_network",
+    "count_macs",
+    "count_parameters",
+    "predict",
+    "time_reach",
+]
 
 NETWORKS: dict[str, Callable[[int, TimePadding, float], Student]] = {
     "vgg15": VGG15,

@@ -7,12 +7,15 @@ the frames before it. Frequency is always padded on both sides.
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_runtime.errors import UsageError
 from edge_runtime.frontend import FloatArray
 
 TimePadding = Literal["causal", "same"]
@@ -133,9 +136,9 @@ class Student(nn.Module):
         maps: Tensor = self.trunk(log_mel)
         return maps.mean(3)
 
-    def embed(self, log_mel: Tensor) -> Tensor:
-        """Return the ``fc1`` embeddings (B, 256) of windows (B, 1, T, mel_bands)."""
-        return self.head.embed(self.features(log_mel).mean(2))
+    def embed(self, log_mel: Tensor, skip: int = 0) -> Tensor:
+        """Return the ``fc1`` embeddings (B, 256) of windows (B, 1, T, mel_bands), averaged from feature ``skip`` on."""
+        return self.head.embed(self.features(log_mel)[:, :, skip:].mean(2))
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Return the logits (B, classes) of windows (B, 1, T, mel_bands)."""
@@ -161,6 +164,60 @@ def predict(network: Student, windows: FloatArray, batch_size: int = 64) -> Floa
         ]
         logits: FloatArray = torch.cat(batches).numpy()
     return logits
+
+
+@dataclass(frozen=True)
+class TimeReach:
+    """How a causal network sees time, in frames of its input.
+
+    Attributes:
+        stride: frames from one feature to the next.
+        context: frames before a window that its features depend on, rounded up to whole strides.
+    """
+
+    stride: int
+    context: int
+
+
+LONGEST_REACH = 4096
+"""Frames (65 s) after which a network that still remembers is taken to remember for ever."""
+
+
+def time_reach(network: Student, mel_bands: int = 64) -> TimeReach:
+    """Measure stride and context of a causal network of any layers.
+
+    Not a number spreads from one frame to exactly the features that depend on it. In float64, because the kernels that
+    float32 takes may compute neighbouring outputs together.
+
+    Args:
+        network: left as it is.
+        mel_bands: bands of the spectrogram.
+
+    Raises:
+        UsageError: the last feature of :data:`LONGEST_REACH` frames still depends on the first ones.
+
+    Example:
+        >>> from sertool.networks import build_network
+        >>> time_reach(build_network("cnn6", 7, "causal", width=0.125))
+        TimeReach(stride=16, context=64)
+    """
+    probed = deepcopy(network).cpu().double().eval()
+    frames = 256
+    while frames <= LONGEST_REACH:
+        with torch.inference_mode():
+            silence = torch.zeros(1, 1, frames, mel_bands, dtype=torch.float64)
+            stride = frames // probed.features(silence).shape[2]
+            disturbed = silence.clone()
+            # The last frame before the window that begins with the second feature.
+            disturbed[:, :, stride - 1] = torch.nan
+            touched = probed.features(disturbed).isnan().any(1)[0]
+        if not touched[-1]:
+            return TimeReach(stride, stride * (int(touched.sum()) - 1))
+        frames *= 2
+    raise UsageError(
+        f"{type(network).__name__} remembers more than {LONGEST_REACH} frames, so no context can replace its past; "
+        "set training.context = 0"
+    )
 
 
 def count_parameters(network: nn.Module) -> int:
