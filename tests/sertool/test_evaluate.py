@@ -7,11 +7,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
@@ -117,6 +119,8 @@ def test_folds_that_do_not_belong_together_are_not_pooled() -> None:
     other = Predictions(("anger", "joy", "fear"), *list(vars(make_predictions(1, prefix="b")).values())[1:])
     with pytest.raises(SerError, match="trained on different labels"):
         pool([first, other])
+    with pytest.raises(SerError, match="some of these runs are causal and some are not"):
+        pool([first, replace(make_predictions(1, prefix="b"), streamed=True)])
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -148,6 +152,30 @@ def test_a_prediction_is_what_the_network_says_of_the_clip(folds: Path) -> None:
         assert predictions.probabilities[row] == pytest.approx(expected.numpy(), abs=1e-5)
         assert run.labels[predictions.truth[row]] == clip.label
         assert (predictions.speakers[row], predictions.genders[row]) == (clip.speaker, clip.gender)
+
+
+def test_a_causal_network_hears_each_clip_once_from_its_beginning(
+    own_tones: Any, tmp_path: Path, sertool: Callable[..., Any]
+) -> None:
+    samples, rate = soundfile.read(own_tones.folder / "cyd-joy-0.wav", dtype="float32")
+    soundfile.write(own_tones.folder / "cyd-joy-0.wav", np.tile(samples, 3), rate)  # longer than the window
+    soundfile.write(own_tones.folder / "cyd-joy-1.wav", samples[:3000], rate)  # shorter than the first feature
+    causal = {"network__time_padding": "causal", "data__window_samples": 16640, "training__epochs": 1}
+    fit(own_tones.recipe(**causal), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    predictions = evaluate_run(run)
+    heard = {"cyd-joy-0.wav": 64, "cyd-joy-1.wav": 16, "cyd-joy-2.wav": 36}
+    for key, frames in heard.items():
+        (clip,) = [clip for clip in run.manifest.clips if clip.key == key]
+        spectrogram = log_mel(tile_or_cut(clip.read(), run.window_samples), run.front_end)[:frames]
+        with torch.no_grad():
+            logits = run.network()(torch.from_numpy(run.normalization.apply(spectrogram))[None, None])
+        assert predictions.probabilities[predictions.keys.index(key)] == pytest.approx(
+            logits.softmax(1)[0].numpy(), abs=1e-5
+        )
+    outcome = sertool("evaluate", tmp_path / "run")
+    assert "of 24 clips, each heard once, as a stream from its beginning\n" in outcome.out
+    assert run.metrics["test"]["form"] == "stream"
 
 
 def test_the_command_pools_folds(folds: Path, sertool: Callable[..., Any]) -> None:

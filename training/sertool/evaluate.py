@@ -24,7 +24,7 @@ from sertool.metrics import (
     speaker_interval,
     unweighted_average_recall,
 )
-from sertool.networks import predict
+from sertool.networks import predict, predict_beginnings
 from sertool.run import Run, RunError, read_metrics
 
 
@@ -39,6 +39,8 @@ class Predictions:
         genders: ``f``, ``m`` or empty, for each clip.
         truth: int64 (N,), positions of the true labels.
         probabilities: float32 (N, classes).
+        streamed: whether each item was heard as a stream hears it, not repeated to a window; see
+            :func:`evaluate_run`.
     """
 
     labels: tuple[str, ...]
@@ -47,6 +49,7 @@ class Predictions:
     genders: tuple[str, ...]
     truth: IntArray
     probabilities: FloatArray
+    streamed: bool = False
 
     @property
     def predicted(self) -> IntArray:
@@ -73,6 +76,10 @@ class Predictions:
 def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = None) -> Predictions:
     """Apply a run's network to the clips of a part of its split.
 
+    Each is scored as it is on the device. A network with the paper's padding hears a window, to which the clip is
+    repeated or cut. A causal network hears a stream: the clip once, from a reset, with the mean over its own frames, up
+    to one window.
+
     Args:
         run: a finished run.
         part: ``test``, ``validation`` or ``train``.
@@ -93,7 +100,12 @@ def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = No
     row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
     windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)
     chosen = windows[[row_of[clip.key] for clip in clips]]
-    logits = predict(run.network(), run.normalization.apply(chosen))
+    streamed = run.recipe.network.time_padding == "causal"
+    if streamed:
+        frames = np.array([run.front_end.frames(len(clip.read())) for clip in clips])
+        logits = predict_beginnings(run.network(), run.normalization.apply(chosen), frames)
+    else:
+        logits = predict(run.network(), run.normalization.apply(chosen))
     if not np.isfinite(logits).all():
         raise RunError(
             f"{run.path}: its network answers with infinite numbers; train again, with a lower learning rate"
@@ -105,6 +117,7 @@ def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = No
         tuple(clip.gender for clip in clips),
         np.array([run.labels.index(clip.label) for clip in clips]),
         softmax(logits),
+        streamed,
     )
 
 
@@ -115,6 +128,8 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         SerError: the runs have different labels, or test one clip twice.
     """
     first = parts[0]
+    if any(part.streamed != first.streamed for part in parts):
+        raise SerError("some of these runs are causal and some are not; evaluate them one by one")
     if any(part.labels != first.labels for part in parts):
         raise SerError("these runs were trained on different labels and cannot be pooled; evaluate them one by one")
     keys = tuple(key for part in parts for key in part.keys)
@@ -127,6 +142,7 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         tuple(gender for part in parts for gender in part.genders),
         np.concatenate([part.truth for part in parts]),
         np.concatenate([part.probabilities for part in parts]),
+        first.streamed,
     )
 
 
@@ -134,10 +150,10 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
     """Return the metrics of pooled items.
 
     Returns:
-        ``items``, ``uar``, ``uar_interval`` (95 %, resampling speakers; None for one speaker), ``accuracy``,
-        ``labels``, ``confusion`` (true classes in rows), ``recall`` by label, ``speakers`` and ``genders`` (UAR of
-        each over the classes that occur there), ``ece`` (of the probabilities as they are, before a temperature). UAR
-        equals scikit-learn's ``balanced_accuracy_score``.
+        ``items``, ``form`` (how each was heard: ``window`` or ``stream``), ``uar``, ``uar_interval`` (95 %, resampling
+        speakers; None for one speaker), ``accuracy``, ``labels``, ``confusion`` (true classes in rows), ``recall`` by
+        label, ``speakers`` and ``genders`` (UAR of each over the classes that occur there), ``ece`` (of the
+        probabilities as they are, before a temperature). UAR equals scikit-learn's ``balanced_accuracy_score``.
     """
     confusion = predictions.confusion()
     speakers = np.array(predictions.speakers)
@@ -148,6 +164,7 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
     counts = confusion.sum(axis=1)
     return {
         "items": len(predictions.keys),
+        "form": "stream" if predictions.streamed else "window",
         "uar": unweighted_average_recall(confusion),
         "uar_interval": None if np.isnan(low) else [low, high],
         "accuracy": accuracy(confusion),

@@ -19,6 +19,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run on unseen speakers; several folds are pooled into one result.
 
+    A causal network is scored as it runs on a device: it hears each clip once, from its beginning. One with the paper's
+    padding hears a window that the clip is repeated to.
+
     Writes metrics.json, predictions.csv and report.html into the run (and, for folds, into the folder above them).
 
     Example: sertool evaluate runs/loso
@@ -75,7 +78,8 @@ def _print(entry: dict[str, Any], title: str) -> None:
     interval = entry["uar_interval"]
     between = f"95 % interval {interval[0]:.1%} to {interval[1]:.1%} over speakers" if interval else ""
     typer.echo(f"UAR {entry['uar']:.1%}, {between or 'no interval: one speaker'}")
-    typer.echo(f"accuracy {entry['accuracy']:.1%} of {entry['items']} clips")
+    heard = "each heard once, as a stream from its beginning" if entry["form"] == "stream" else "each as one window"
+    typer.echo(f"accuracy {entry['accuracy']:.1%} of {entry['items']} clips, {heard}")
     if "folds" in entry:
         typer.echo(describe_folds(entry["folds"], entry["folds_of"]))
     for kind in ("speakers", "genders"):

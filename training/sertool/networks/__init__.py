@@ -13,6 +13,7 @@ from sertool.networks.context import (
     count_macs,
     count_parameters,
     predict,
+    predict_beginnings,
     time_reach,
 )
 from sertool.networks.mobilenet15 import MobileNet15
@@ -28,6 +29,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "predict",
+    "predict_beginnings",
     "time_reach",
 ]
 

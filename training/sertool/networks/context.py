@@ -11,7 +11,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -166,6 +168,34 @@ def predict(network: Student, windows: FloatArray, batch_size: int = 64) -> Floa
     return logits
 
 
+def predict_beginnings(
+    network: Student, windows: FloatArray, frames: NDArray[np.int64], batch_size: int = 64
+) -> FloatArray:
+    """Return the logits of beginnings of windows, as a stream gives them after a reset.
+
+    A causal network's features do not know what follows: those of the whole window are cut instead of the window.
+
+    Args:
+        network: causal, in evaluation mode, on the CPU.
+        windows: float32 (N, frames, mel_bands).
+        frames: (N,) how many frames of each window to hear; the first feature counts in any case.
+        batch_size: windows a pass.
+
+    Returns:
+        float32 (N, classes).
+    """
+    logits = []
+    with torch.inference_mode():
+        stride = _stride(network, windows.shape[2])
+        for start in range(0, len(windows), batch_size):
+            features = network.features(torch.from_numpy(windows[start : start + batch_size])[:, None])
+            complete = torch.from_numpy(frames[start : start + batch_size] // stride).clamp(1, features.shape[2])
+            heard = torch.arange(features.shape[2]) < complete[:, None]
+            logits.append(network.head((features * heard[:, None]).sum(2) / complete[:, None]))
+    together: FloatArray = torch.cat(logits).numpy()
+    return together
+
+
 @dataclass(frozen=True)
 class TimeReach:
     """How a causal network sees time, in frames of its input.
@@ -178,6 +208,9 @@ class TimeReach:
     stride: int
     context: int
 
+
+PROBED_FRAMES = 256
+"""A multiple of every stride that halvings make; odd lengths leave frames over."""
 
 LONGEST_REACH = 4096
 """Frames (65 s) after which a network that still remembers is taken to remember for ever."""
@@ -202,14 +235,12 @@ def time_reach(network: Student, mel_bands: int = 64) -> TimeReach:
         TimeReach(stride=16, context=64)
     """
     probed = deepcopy(network).cpu().double().eval()
-    frames = 256
+    stride = _stride(probed, mel_bands)
+    frames = PROBED_FRAMES
     while frames <= LONGEST_REACH:
+        disturbed = torch.zeros(1, 1, frames, mel_bands, dtype=torch.float64)
+        disturbed[:, :, stride - 1] = torch.nan  # the last frame before the second feature's own
         with torch.inference_mode():
-            silence = torch.zeros(1, 1, frames, mel_bands, dtype=torch.float64)
-            stride = frames // probed.features(silence).shape[2]
-            disturbed = silence.clone()
-            # The last frame before the window that begins with the second feature.
-            disturbed[:, :, stride - 1] = torch.nan
             touched = probed.features(disturbed).isnan().any(1)[0]
         if not touched[-1]:
             return TimeReach(stride, stride * (int(touched.sum()) - 1))
@@ -218,6 +249,14 @@ def time_reach(network: Student, mel_bands: int = 64) -> TimeReach:
         f"{type(network).__name__} remembers more than {LONGEST_REACH} frames, so no context can replace its past; "
         "set training.context = 0"
     )
+
+
+def _stride(network: Student, mel_bands: int) -> int:
+    """Return how many frames a causal network moves on from one feature to the next."""
+    weight = next(network.parameters())
+    frames = torch.zeros(1, 1, PROBED_FRAMES, mel_bands, dtype=weight.dtype)
+    with torch.inference_mode():
+        return PROBED_FRAMES // int(network.features(frames).shape[2])
 
 
 def count_parameters(network: nn.Module) -> int:
