@@ -167,6 +167,45 @@ def test_another_recipe_in_the_same_folder_is_refused(sertool: Command, recipe_f
     assert_one_line(outcome, 2, "run: holds a run with training.seed = 0, not 1; give another folder with -o")
 
 
+def test_folds_are_fine_tuned_each_from_its_own(sertool: Command, recipe_file: Path, tmp_path: Path) -> None:
+    assert sertool("train", recipe_file, "-o", tmp_path / "loso", "--fold", "all").code == 0
+    outcome = sertool("train", "--from", tmp_path / "loso", "--qat", "--set", "training.epochs=1")
+    assert outcome.code == 0 and outcome.out.endswith(f"now run: sertool evaluate {tmp_path / 'loso-qat'}\n")
+    for number in (1, 2):
+        recipe = load_run(tmp_path / "loso-qat" / f"fold-{number}").recipe
+        assert (recipe.data.fold, recipe.training.epochs, recipe.training.learning_rate) == (number, 1, 1e-4)
+        assert recipe.training.start == str(tmp_path / "loso" / f"fold-{number}")
+        assert recipe.training.quantization_aware
+    one = sertool("train", recipe_file, "--from", tmp_path / "loso" / "fold-2", "--fold", "2", "-o", tmp_path / "one")
+    assert one.code == 0
+    recipe = load_run(tmp_path / "one").recipe
+    assert (recipe.training.epochs, recipe.training.learning_rate, recipe.training.quantization_aware) == (
+        1,
+        1e-3,
+        False,
+    )
+    unfair = sertool("train", "--from", tmp_path / "loso" / "fold-2", "--fold", "1", "-o", tmp_path / "unfair")
+    assert_one_line(unfair, 2, "allow it with --allow-seen")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no recipe: give one, e.g. sertool train recipe.toml, or a run to go on from: --from RUN"),
+        (("--qat",), "no recipe: give one"),
+        (("--from", "nowhere"), "nowhere: no such run folder; make one with: sertool train"),
+        (("--from", "nowhere", "--qat"), "nowhere: no such run folder"),
+        (("RECIPE", "--qat"), "training.quantization_aware needs a trained network to begin with"),
+        (("RECIPE", "--from", "nowhere"), "nowhere: no such run folder"),
+    ],
+)
+def test_fine_tuning_of_nothing_is_one_line(
+    sertool: Command, recipe_file: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    given = [recipe_file if argument == "RECIPE" else argument for argument in arguments]
+    assert_one_line(sertool("train", *given), 2, message)
+
+
 def test_one_run_and_folds_are_not_trained_into_one_folder(sertool: Command, recipe_file: Path, tmp_path: Path) -> None:
     arguments = ["train", recipe_file, "-o", tmp_path / "runs"]
     assert sertool(*arguments[:3], tmp_path / "runs" / "fold-1", "--fold", "1").code == 0

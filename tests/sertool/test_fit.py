@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from torch.nn import functional
 
 from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FrontEnd, log_mel
+from sertool.audio import content_hash
 from sertool.corpora.manifest import load_manifest
+from sertool.export.artifact import UNSPECIFIED_LICENCE, corpus_licence
 from sertool.fit import EmbeddingBank, EpochReport, _look_up, _outside, fit
 from sertool.losses import neighbour_loss
 from sertool.metrics import confusion_matrix, unweighted_average_recall
@@ -380,6 +383,118 @@ def test_each_neighbour_is_looked_up_where_it_is(seed: int, clips: int, batch: i
                 if known:
                     assert torch.allclose(found[i, k].double(), embedding_of[neighbour])
         assert torch.isfinite(neighbour_loss(embedding_of[rows].float(), found.float(), weight))
+
+
+# --- going on from another run -------------------------------------------------------------------------------------
+
+FURTHER = {"training__epochs": 2, "training__learning_rate": 1e-4}
+
+
+def test_weights_and_normalization_are_those_of_the_run_gone_on_from(
+    own_tones: Any, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    # Fewer speakers would be normalised otherwise.
+    own_tones.split.write_text(json.dumps({"folds": [{"train": ["ada", "dov"], "test": ["cyd", "fox"]}]}))
+    recipe = own_tones.recipe(training__start=str(whole["bank"]), training__epochs=1, training__learning_rate=1e-12)
+    fit(recipe, tmp_path / "run")
+    assert load_run(tmp_path / "run").normalization == load_run(whole["bank"]).normalization
+    for name, tensor in weights(whole["bank"]).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_stopped_run_that_went_on_from_another_resumes_to_the_same_weights(
+    tones: Any, whole: dict[str, Path], tmp_path: Path, quantized: bool
+) -> None:
+    start = {"training__start": str(whole["bank"]), "training__quantization_aware": quantized}
+    recipe = tones.recipe(graph=True, **FURTHER, **start)
+    fit(recipe, tmp_path / "whole")
+    for epoch in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, tmp_path / "stopped", on_epoch=stop_after(epoch))
+    fit(recipe, tmp_path / "stopped", on_epoch=pytest.fail)
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_quantization_aware_weights_are_rounded_and_statistics_frozen(
+    tones: Any, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    start = {"training__start": str(whole["bank"]), "training__quantization_aware": True}
+    fit(tones.recipe(**FURTHER, **start), tmp_path / "run")
+    before, after = weights(whole["bank"]), weights(tmp_path / "run")
+    for name, tensor in after.items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(tensor, before[name])
+    kernel = after["trunk.3.weight"].flatten(1)  # one of the depthwise layers
+    codes = kernel / kernel.abs().amax(1, keepdim=True) * 64
+    assert (codes - codes.round()).abs().max() < 1e-3
+    assert not torch.equal(kernel, before["trunk.3.weight"].flatten(1))
+    logits = after["head.fc2.weight"]
+    codes = logits / logits.abs().amax(1, keepdim=True) * 64
+    assert (codes - codes.round()).abs().max() > 0.1
+
+
+def test_a_run_says_where_its_weights_come_from(tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+    values = {"training__start": str(whole["bank"]), "data__corpus": "more tones", "data__licence": "CC0-1.0"}
+    fit(tones.recipe(**FURTHER, **values), tmp_path / "second")
+    fit(tones.recipe(**FURTHER, training__start=str(tmp_path / "second")), tmp_path / "third")
+    run = load_run(tmp_path / "third")
+    origin = run.provenance["from"]
+    assert origin["sha256"] == content_hash(tmp_path / "second" / "checkpoint.safetensors")
+    assert origin["from"]["sha256"] == content_hash(whole["bank"] / "checkpoint.safetensors")
+    assert origin["from"]["from"] is None and origin["seen"] == 0
+    assert run.provenance["corpora"] == [
+        {"name": "tones", "licence": ""},
+        {"name": "more tones", "licence": "CC0-1.0"},
+    ]
+    assert corpus_licence(run) == f"{UNSPECIFIED_LICENCE}; CC0-1.0"
+    assert str(tmp_path) not in json.dumps(run.provenance)
+
+
+def test_weights_that_know_the_tested_are_refused_through_any_number_of_runs(own_tones: Any, tmp_path: Path) -> None:
+    def recipe(train: list[str], test: list[str], **values: Any) -> Recipe:
+        own_tones.split.write_text(json.dumps({"folds": [{"train": train, "test": test}]}))
+        return own_tones.recipe(training__epochs=1, **values)
+
+    fit(recipe(["ada", "dov"], ["cyd", "fox"]), tmp_path / "first")
+    fit(recipe(["bea", "eli"], ["cyd", "fox"], training__start=str(tmp_path / "first")), tmp_path / "second")
+    for known in ("first", "second"):
+        unfair = recipe(["bea", "eli"], ["ada", "fox"], training__start=str(tmp_path / known))
+        message = rf"{known}: was trained on 'ada-anger-0\.wav' of 'ada', whom fold 1 holds out; .* --allow-seen$"
+        assert_refused(unfair, tmp_path / "run", message)
+    fit(unfair, tmp_path / "run", allow_seen=True)
+    assert load_run(tmp_path / "run").provenance["from"]["seen"] == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"network__name": "cnn6"}, r"bank: its network\.name is 'mobilenet15', not 'cnn6'; set network\.name="),
+        ({"network__width": 0.5}, r"bank: its network\.width is 1\.0, not 0\.5"),
+        ({"training__start": "nowhere"}, r"nowhere: no such run folder"),
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_from(
+    tones: Any, whole: dict[str, Path], tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    assert_refused(tones.recipe(**({"training__start": str(whole["bank"])} | values)), tmp_path / "run", message)
+
+
+def test_a_run_on_other_labels_is_not_gone_on_from(own_tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+    own_tones.manifest.write_text(own_tones.manifest.read_text().replace(",joy,", ",fear,"))
+    recipe = own_tones.recipe(training__start=str(whole["bank"]))
+    assert_refused(recipe, tmp_path / "run", "bank: its labels are anger, joy, sadness, but the clips here are")
+
+
+def test_a_run_does_not_go_on_from_weights_that_changed(tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(whole["bank"], tmp_path / "source"))
+    recipe = tones.recipe(**FURTHER, training__start=str(source))
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "run", on_epoch=stop_after(1))
+    shutil.copy(whole["pass"] / "checkpoint.safetensors", source)
+    with pytest.raises(UsageError, match=r"run: began with other weights than .*source has now; give another folder"):
+        fit(recipe, tmp_path / "run")
 
 
 # --- learning ------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ WRONG_VALUES = [
     ("training.learning_rate", float("inf"), "finite number"),
     ("training.decay", 1.5, "less than or equal to 1"),
     ("training.decay_epochs", 0, "greater than or equal to 1"),
+    ("training.start", 3, "valid string"),
+    ("training.quantization_aware", "yes", "valid boolean"),
     ("training.context", 1.5, "less than or equal to 1"),
     ("training.context", -0.5, "greater than or equal to 0"),
     ("training.seed", -1, "greater than or equal to 0"),
@@ -97,6 +99,18 @@ def test_a_misspelt_key_is_named_with_the_nearest(section: str, key: str) -> Non
 def test_wrong_sections_are_named(content: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_recipe(content)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({}, "quantization_aware needs a trained network to begin with: training.start, or sertool train --from RUN"),
+        ({"start": "run", "precision": "bf16"}, "training.precision = 'bf16' is coarser than int8"),
+    ],
+)
+def test_quantization_aware_training_has_its_conditions(training: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_recipe({"training": {"quantization_aware": True} | training})
 
 
 def test_every_network_has_its_name_in_the_recipe_and_no_other_has() -> None:

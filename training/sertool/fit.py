@@ -11,7 +11,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,35 @@ from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from edge_runtime.errors import SerError, UsageError
-from edge_runtime.frontend import FrontEnd
+from edge_runtime.frontend import FloatArray, FrontEnd
+from sertool.audio import content_hash
 from sertool.corpora.manifest import Manifest, load_manifest
-from sertool.corpora.splits import Fold, check_split, load_split
+from sertool.corpora.splits import PARTS, Fold, check_split, load_split
+from sertool.export.quantize import balanced_choice, with_short_windows
 from sertool.features import Progress, log_mel_windows, measure_normalization
 from sertool.files import atomic_path, write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
 from sertool.losses import neighbour_loss
 from sertool.networks import Student, TimeReach, build_network, time_reach
+from sertool.qat import RoundedComputation
 from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
 from sertool.run import (
     ClipRecord,
+    Run,
     RunError,
     StudentDescription,
     changed_clip,
     describe_clips,
     describe_environment,
+    load_run,
+    read_start,
     read_trained,
     save_checkpoint,
     save_trained,
 )
+
+CALIBRATION_CLIPS = 64
+"""Clips that quantisation-aware training measures activations on, as many as an export takes unless told otherwise."""
 
 MAX_LOSS = 1e6
 """A greater loss of a batch counts as diverged, though float32 still holds it. Guessing costs the logarithm of the
@@ -97,6 +107,7 @@ def fit(
     on_start: Callable[[str], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_features: Progress | None = None,
+    allow_seen: bool = False,
 ) -> bool:
     """Train a network into a run folder; go on from where an earlier call was interrupted.
 
@@ -106,13 +117,14 @@ def fit(
         on_start: told in one line what is trained on what, before the first epoch.
         on_epoch: told after every epoch.
         on_features: told while log-Mel spectrograms are computed.
+        allow_seen: begin with the weights of a run that was trained on clips held out here.
 
     Returns:
         whether anything was trained; False for a run that was finished already.
 
     Raises:
-        UsageError: recipe, manifest, split and graph do not fit together, or the folder holds another run, or one on
-            other clips, labels or neighbours.
+        UsageError: recipe, manifest, split, graph and the run to go on from do not fit together, or the folder holds
+            another run, or one on other clips, labels, neighbours or first weights.
         AudioError: a clip cannot be read.
         RunError: what an earlier call left is damaged.
         SerError: the loss exceeds :data:`MAX_LOSS` or is not a number.
@@ -121,7 +133,7 @@ def fit(
         _refuse_other_run(recipe, folder)
     manifest = load_manifest(recipe.data.manifest)
     fold = _fold(recipe, manifest)
-    speakers = [speaker for part in recipe.data.parts for speaker in fold.part(part)]
+    speakers = _speakers(fold, recipe.data.parts)
     rows = manifest.indices(speakers)
     labels = _labels(manifest, rows)
     neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
@@ -130,18 +142,18 @@ def fit(
         _refuse_other_data(recipe, folder, manifest, trained)
     if (folder / "checkpoint.safetensors").is_file():
         return False
+    start = _start(recipe, folder, labels, manifest, fold, allow_seen) if recipe.training.start else None
 
     training = recipe.training
     device = _device(training)
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    torch.manual_seed(training.seed)
-    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding, recipe.network.width)
+    network = _network(recipe, len(labels), start, device)
     reach = time_reach(network) if _with_context(recipe) else TimeReach(stride=1, context=0)
-    front_end = FrontEnd()
-    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)[rows]
-    normalization = measure_normalization(windows[:, reach.context :])
-    student = StudentDescription(labels, front_end, normalization, recipe.data.window_samples)
+    windows = log_mel_windows(manifest, FrontEnd(), recipe.data.window_samples, on_features, reach.context)[rows]
+    # Weights belong to the constants that they were trained with.
+    normalization = start.run.normalization if start else measure_normalization(windows[:, reach.context :])
+    student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
         torch.from_numpy(normalization.apply(windows))[:, None].to(device),
         reach,
@@ -149,11 +161,11 @@ def fit(
         torch.from_numpy(neighbours).to(device),
     )
 
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)
     bank = EmbeddingBank(len(rows), width, device)
 
+    rounded = RoundedComputation(network, _calibration(manifest, rows, data)) if training.quantization_aware else None
     resume = folder / "resume.safetensors"
     reports = _resume(resume, network, optimizer, bank)
     if on_start:
@@ -165,17 +177,17 @@ def fit(
     threads = torch.get_num_threads()
     torch.set_num_threads(training.threads or threads)
     try:
-        _start_folder(recipe, folder, trained)
+        _start_folder(recipe, folder, trained, start)
         with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
             for epoch in range(len(reports), training.epochs):
-                report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast)
+                report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast, rounded)
                 reports.append(report)
                 _save_resume(resume, network, optimizer, bank, reports)
-                _save_history(folder / "history.csv", reports)
-                for name in ("loss", "neighbour_loss", "learning_rate"):
-                    curves.add_scalar(name, getattr(report, name), report.epoch)
+                _save_history(folder / "history.csv", reports, curves)
                 if on_epoch:
                     on_epoch(report)
+        if rounded:
+            rounded.round_weights()
     finally:
         torch.set_num_threads(threads)
     save_checkpoint(folder / "checkpoint.safetensors", network, student)
@@ -191,6 +203,7 @@ def _epoch(
     data: TrainingSet,
     recipe: Recipe,
     autocast: torch.autocast,
+    rounded: RoundedComputation | None,
 ) -> EpochReport:
     training, neighbours = recipe.training, recipe.neighbours
     started = time.perf_counter()
@@ -198,7 +211,8 @@ def _epoch(
     torch.manual_seed(int(np.random.default_rng([training.seed, epoch, 1]).integers(2**62)))  # dropout
     learning_rate = training.learning_rate * training.decay ** (epoch // training.decay_epochs)
     optimizer.param_groups[0]["lr"] = learning_rate
-    network.train()
+    if rounded:
+        rounded.measure()
     total, total_neighbour = 0.0, 0.0
     # A step has context as a whole: zero states are not zero frames, so windows with and without do not stack.
     steps = range(0, len(order), training.batch_size)
@@ -211,7 +225,7 @@ def _epoch(
         context = data.reach.context if amid else 0
         inputs = data.log_mel[together, :, data.reach.context - context :]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with autocast:
+        with autocast, rounded or nullcontext():
             embeddings = network.embed(inputs, context // data.reach.stride)
             logits = network.head.classify(embeddings)
         compared = (embeddings if neighbours.layer == "fc1" else logits).float()
@@ -264,6 +278,79 @@ def _outside(batch: Tensor, neighbours: Tensor) -> Tensor:
     return wanted[(wanted >= 0) & ~torch.isin(wanted, batch)]
 
 
+def _network(recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Student:
+    torch.manual_seed(recipe.training.seed)
+    network = build_network(recipe.network.name, classes, recipe.network.time_padding, recipe.network.width)
+    if start:
+        network.load_state_dict(start.run.network().state_dict())
+    # Gradients come in evaluation mode too; the statistics of a batch are not what the file will have.
+    network.train(not recipe.training.quantization_aware)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run whose weights a training begins with.
+
+    Attributes:
+        run: the run.
+        sha256: of its checkpoint.
+        seen: keys of clips held out here that it was trained on.
+    """
+
+    run: Run
+    sha256: str
+    seen: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the new run keeps of it."""
+        return {
+            "sha256": self.sha256,
+            "provenance": self.run.provenance | {"seen": len(self.seen)},
+            "audio": sorted(self.run.heard_audio),
+        }
+
+
+def _start(
+    recipe: Recipe, folder: Path, labels: tuple[str, ...], manifest: Manifest, fold: Fold, allow_seen: bool
+) -> Start:
+    """Open the run to go on from; refuse one of another network or other labels, or that heard who is tested here."""
+    run = load_run(recipe.training.start)
+    for key in ("name", "width"):
+        wanted, found = getattr(recipe.network, key), getattr(run.recipe.network, key)
+        if wanted != found:
+            raise UsageError(f"{run.path}: its network.{key} is {found!r}, not {wanted!r}; set network.{key}={found}")
+    if run.labels != labels:
+        raise UsageError(
+            f"{run.path}: its labels are {', '.join(run.labels)}, but the clips here are labelled {', '.join(labels)}; "
+            "map the labels onto each other with: sertool corpus make"
+        )
+    held_out = _speakers(fold, [part for part in PARTS if part not in recipe.data.parts])
+    tested = describe_clips([manifest.clips[row] for row in manifest.indices(held_out)])
+    seen = tuple(key for key, clip in tested.items() if clip["audio"] in run.heard_audio)
+    if seen and not allow_seen:
+        raise UsageError(
+            f"{run.path}: was trained on {seen[0]!r} of {tested[seen[0]]['speaker']!r}, whom fold {recipe.data.fold} holds "
+            "out; results would be too good: take a run of other speakers, or allow it with --allow-seen"
+        )
+    start = Start(run, content_hash(run.path / "checkpoint.safetensors"), seen)
+    if (folder / "recipe.toml").is_file() and read_start(folder)["sha256"] != start.sha256:
+        raise UsageError(
+            f"{folder}: began with other weights than {run.path} has now; "
+            "give another folder with -o, or delete that one"
+        )
+    return start
+
+
+def _calibration(manifest: Manifest, rows: list[int], data: TrainingSet) -> list[FloatArray]:
+    """Return the windows (frames, mel_bands) that an export of the run measures its activations on."""
+    clips = [manifest.clips[row] for row in rows]
+    place = {clip.key: row for row, clip in enumerate(clips)}
+    chosen = [place[clip.key] for clip in balanced_choice(clips, CALIBRATION_CLIPS)]
+    windows: FloatArray = data.log_mel[chosen, 0, data.reach.context :].cpu().numpy()
+    return list(with_short_windows(windows))
+
+
 def _look_up(
     neighbours: Tensor, together: Tensor, compared: Tensor, bank: EmbeddingBank, settings: Neighbours
 ) -> tuple[Tensor, Tensor]:
@@ -291,6 +378,8 @@ def _device(training: Training) -> torch.device:
 def _precision(recipe: Recipe, device: torch.device) -> str:
     if recipe.training.precision != "auto":
         return recipe.training.precision
+    if recipe.training.quantization_aware:
+        return "fp32"  # bfloat16 is coarser than int8
     return "bf16" if recipe.network.name != "mobilenet15" and _has_bfloat16(device) else "fp32"
 
 
@@ -308,6 +397,10 @@ def _fold(recipe: Recipe, manifest: Manifest) -> Fold:
     if not 1 <= recipe.data.fold <= len(split.folds):
         raise UsageError(f"{recipe.data.split}: no fold {recipe.data.fold}; valid: 1 to {len(split.folds)}")
     return split.folds[recipe.data.fold - 1]
+
+
+def _speakers(fold: Fold, parts: Iterable[str]) -> list[str]:
+    return [speaker for part in parts for speaker in fold.part(part)]
 
 
 def _labels(manifest: Manifest, rows: list[int]) -> tuple[str, ...]:
@@ -358,12 +451,14 @@ def _refuse_other_clips(graph: NeighbourGraph, keys: list[str], recipe: Recipe) 
         )
 
 
-def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord) -> None:
+def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord, start: Start | None) -> None:
     load_split(recipe.data.split).save(folder / "split.json")
     write_json(folder / "environment.json", describe_environment())
     if recipe.neighbours.graph:
         for name in ("graph.csv", "graph.json"):
             write_text(folder / name, (_graph_folder(recipe) / name).read_text(encoding="utf-8"))
+    if start:
+        write_json(folder / "start.json", start.to_dict())
     save_trained(folder, trained)
     # Last, because it marks the folder as a run.
     write_text(folder / "recipe.toml", write_recipe(recipe))
@@ -447,9 +542,11 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _save_history(path: Path, reports: list[EpochReport]) -> None:
+def _save_history(path: Path, reports: list[EpochReport], curves: SummaryWriter) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(asdict(reports[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(report) for report in reports)
     write_text(path, text.getvalue())
+    for name in ("loss", "neighbour_loss", "learning_rate"):
+        curves.add_scalar(name, getattr(reports[-1], name), reports[-1].epoch)

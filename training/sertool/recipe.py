@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomllib
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edge_runtime.errors import UsageError, nearest
+from sertool.plugins import BUILT_IN, network_names, network_plugins
 
 PAPER_WINDOW_SAMPLES = 95744
 """5.984 s: the 373 frames of the paper's 373 x 64 log-Mel spectrograms."""
@@ -54,8 +55,8 @@ class Data(Section):
 class Network(Section):
     """The light network."""
 
-    name: Literal["vgg15", "resnet9", "cnn6", "mobilenet15"] = Field(
-        "resnet9", description="vgg15, resnet9, cnn6 or mobilenet15"
+    name: str = Field(
+        "resnet9", description="vgg15, resnet9, cnn6, mobilenet15, or one of your own; see: sertool networks"
     )
     time_padding: Literal["same", "causal"] = Field(
         "same", description="same: the paper's networks; causal: needs no future frames, streams exactly"
@@ -63,6 +64,14 @@ class Network(Section):
     width: float = Field(
         1.0, ge=0.125, le=4, allow_inf_nan=False, description="factor of the channels; 1: the paper's networks"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_installed(cls, name: str) -> str:
+        # Looking through all installed packages takes a tenth of a second: only for other names.
+        if name not in BUILT_IN and name not in network_plugins():
+            raise ValueError(nearest(name, network_names()))
+        return name
 
 
 class Neighbours(Section):
@@ -92,6 +101,12 @@ class Training(Section):
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam, at the start")
     decay: float = Field(0.9, gt=0, le=1, description="the learning rate is multiplied by this ...")
     decay_epochs: int = Field(5, ge=1, description="... after so many epochs")
+    start: str = Field("", description="run to go on from; sertool train --from sets it; empty: fresh weights")
+    quantization_aware: bool = Field(
+        False,
+        description="compute with the rounding errors of int8, batch normalisation and dropout frozen; "
+        "sertool train --qat sets it",
+    )
     context: float = Field(
         0.5,
         ge=0,
@@ -157,9 +172,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a recipe that is already a dictionary; see :func:`load_recipe`."""
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error)}") from error
+    training = recipe.training
+    if training.quantization_aware and not training.start:
+        raise UsageError(
+            f"{where}: training.quantization_aware needs a trained network to begin with: training.start, or sertool "
+            "train --from RUN"
+        )
+    if training.quantization_aware and training.precision == "bf16":
+        raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")
+    return recipe
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -190,6 +214,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "model_type":
         return f"{path[0]} = {first['input']!r}: expected a section [{path[0]}]"
     reason = first["msg"][0].lower() + first["msg"][1:].replace("tuple", "list")
+    if first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
     if first["type"] == "literal_error":
         reason = nearest(str(first["input"]), re.findall("'(.+?)'", first["ctx"]["expected"]))
     return f"{'.'.join(path)} = {first['input']!r}: {reason}"

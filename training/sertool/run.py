@@ -6,6 +6,7 @@ trained.json             speaker, label and hash of the audio of each clip train
 checkpoint.safetensors   weights after the last epoch, with the student's description as metadata
 history.csv              loss, neighbour loss, learning rate and seconds of each epoch
 graph.csv, graph.json    the neighbour graph trained with, if any, and its teacher
+start.json               the run whose weights it began with, if any: origin, and hashes of all audio it had heard
 environment.json         versions and machine
 tensorboard/             the curves
 resume.safetensors       only until the last epoch: what the next epoch needs
@@ -38,6 +39,7 @@ from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, Split, load_split
 from sertool.files import atomic_path, write_json
 from sertool.networks import Student, build_network
+from sertool.plugins import network_plugins
 from sertool.recipe import Recipe, load_recipe
 
 
@@ -119,6 +121,19 @@ def read_trained(folder: Path) -> ClipRecord | None:
     ):
         raise RunError(f"{path}: damaged; train again")
     return trained
+
+
+def read_start(folder: Path) -> dict[str, Any]:
+    """Return what a run keeps of the run whose weights it began with.
+
+    Raises:
+        RunError: the record is damaged or missing.
+    """
+    path = folder / "start.json"
+    content = _read_json(path) if path.is_file() else {}
+    if content.keys() != {"sha256", "provenance", "audio"}:
+        raise RunError(f"{path}: missing or damaged; train again")
+    return content
 
 
 def changed_clip(trained: ClipRecord, manifest: Manifest) -> str | None:
@@ -224,6 +239,16 @@ class Run:
             )
         return [self.manifest.clips[row] for row in self.manifest.indices(speakers)]
 
+    @cached_property
+    def heard_audio(self) -> frozenset[str]:
+        """SHA-256 of the audio files that the weights come from."""
+        return frozenset(clip["audio"] for clip in self.trained.values()) | frozenset(self.start.get("audio", ()))
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """What ``start.json`` says of the run whose weights this one began with; empty where there was none."""
+        return read_start(self.path) if self.recipe.training.start else {}
+
     def network(self) -> Student:
         """Return the network with its trained weights, in evaluation mode, on the CPU, float32.
 
@@ -247,14 +272,18 @@ class Run:
         recipe = self.recipe.model_dump(mode="json")
         recipe["data"] |= {"manifest": Path(self.recipe.data.manifest).name, "split": "split.json"}
         recipe["neighbours"]["graph"] = Path(self.recipe.neighbours.graph).name
+        recipe["training"]["start"] = Path(self.recipe.training.start).name
         teacher = _read_json(self.path / "graph.json")["teacher"] if self.recipe.neighbours.graph else None
+        corpora = [{"name": self.recipe.data.corpus, "licence": self.recipe.data.licence}]
+        earlier = self.start["provenance"] | {"sha256": self.start["sha256"]} if self.start else None
         return {
-            "corpora": [{"name": self.recipe.data.corpus, "licence": self.recipe.data.licence}],
+            "corpora": corpora + [corpus for corpus in (earlier or {}).get("corpora", ()) if corpus not in corpora],
             "speakers": len(self.fold.train),
             "split_hash": self.split_hash,
             "teacher": teacher,
             "recipe": recipe,
             "versions": _read_json(self.path / "environment.json")["versions"],
+            "from": earlier,
         }
 
 
@@ -340,7 +369,8 @@ def _finished_folds(path: Path) -> list[Path]:
 
 def describe_environment() -> dict[str, Any]:
     """Return versions and machine, for the record."""
-    packages = ("sertool", "ser-edge", "torch", "numpy", "onnx", "onnxruntime", "transformers", "faiss-cpu")
+    packages = ["sertool", "ser-edge", "torch", "numpy", "onnx", "onnxruntime", "transformers", "faiss-cpu"]
+    packages += [entry.dist.name for entry in network_plugins().values() if entry.dist]
     versions = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -375,7 +405,7 @@ class RunTeacher:
         self.identity = hashlib.sha256(weights + b"fc1").hexdigest()
         self.name = f"run {run.path.name} fc1"
         self.dimension = int(self._network.head.fc1.out_features)
-        self.heard_audio = frozenset(clip["audio"] for clip in run.trained.values())
+        self.heard_audio = run.heard_audio
         self.description: dict[str, Any] = {
             "name": self.name,
             "kind": "run",

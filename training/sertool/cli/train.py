@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -18,10 +19,29 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe; write one with: sertool recipe new.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder.", show_default="runs/ and the recipe's name")
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="The recipe; write one with: sertool recipe new. With --from, that run's when left out."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Run folder.",
+            show_default="runs/ and the recipe's name; without a recipe, RUN-qat or RUN-tuned",
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Begin with the weights of this run, or fold by fold of its folds."),
+    ] = None,
+    qat: Annotated[
+        bool, typer.Option("--qat", help="Quantisation-aware fine-tuning: learn to do with the rounding of int8.")
+    ] = False,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Begin with a run that was trained on clips held out here.")
+    ] = False,
     overrides: Annotated[
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, e.g. training.epochs=10."),
@@ -46,16 +66,55 @@ def train(
       sertool train recipe.toml -o runs/graph --set neighbours.graph=graph --set neighbours.alpha=0.1
 
       sertool train recipe.toml -o runs/loso --fold all
+
+      sertool train --from runs/loso --qat
     """
-    chosen = _absolute(load_recipe(recipe, overrides))
-    folder = output or Path("runs") / recipe.stem
+    chosen, folder = _request(recipe, output, start, qat, overrides)
+    if fold is None and recipe is None and _of_fold(chosen.training.start, 1) != chosen.training.start:
+        fold = "all"
     for number, run in _folds(chosen, folder, fold):
-        of_fold = chosen.model_copy(update={"data": chosen.data.model_copy(update={"fold": number})})
-        _train(of_fold, run)
+        update: dict[str, dict[str, Any]] = {
+            "data": {"fold": number},
+            "training": {"start": _of_fold(chosen.training.start, number)},
+        }
+        _train(_updated(chosen, update), run, allow_seen)
     typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
 
 
-def _train(recipe: Recipe, run: Path) -> None:
+FINE_TUNING = ("training.epochs=5", "training.learning_rate=1e-4", "training.decay=0.5", "training.decay_epochs=1")
+"""What replaces a run's own schedule where it is trained further: its large steps would undo what it has learnt."""
+
+
+def _request(
+    recipe: Path | None, output: Path | None, start: Path | None, qat: bool, overrides: list[str]
+) -> tuple[Recipe, Path]:
+    """Return the recipe with absolute paths, and the run folder."""
+    further = [f"training.start={json.dumps(str(start))}"] if start else []
+    further += ["training.quantization_aware=true"] if qat else []
+    if recipe:
+        return _absolute(load_recipe(recipe, [*further, *overrides])), output or Path("runs") / recipe.stem
+    if not start:
+        raise UsageError("no recipe: give one, e.g. sertool train recipe.toml, or a run to go on from: --from RUN")
+    fold = next(iter(sorted(start.glob("fold-*/recipe.toml"))), start / "recipe.toml")
+    if not fold.is_file():
+        raise UsageError(f"{start}: no such run folder; make one with: sertool train")
+    fresh = "training.quantization_aware=false"
+    chosen = _absolute(load_recipe(fold, [*FINE_TUNING, fresh, *further, *overrides]))
+    return chosen, output or start.with_name(f"{start.name}-{'qat' if qat else 'tuned'}")
+
+
+def _of_fold(start: str, fold: int) -> str:
+    """Return the run to begin with: of a folder of folds, the one of this fold."""
+    of_fold = Path(start) / f"fold-{fold}"
+    return str(of_fold) if start and of_fold.is_dir() else start
+
+
+def _updated(recipe: Recipe, update: dict[str, dict[str, Any]]) -> Recipe:
+    sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in update.items()}
+    return recipe.model_copy(update=sections)
+
+
+def _train(recipe: Recipe, run: Path, allow_seen: bool) -> None:
     from sertool.fit import fit
 
     with progress_bar() as progress:
@@ -65,6 +124,7 @@ def _train(recipe: Recipe, run: Path) -> None:
             on_start=lambda line: print_status(f"{run}: {line}"),
             on_epoch=_epoch_display(progress, run, recipe),
             on_features=spectrogram_progress(progress),
+            allow_seen=allow_seen,
         )
     if not trained:
         print_status(f"{run}: finished already")
@@ -91,15 +151,16 @@ def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[E
 
 def _absolute(recipe: Recipe) -> Recipe:
     """Paths in a recipe are meant from the folder the command runs in; a run keeps them absolute."""
-    data, neighbours = recipe.data, recipe.neighbours
-    paths = {"manifest": str(Path(data.manifest).absolute()), "split": str(Path(data.split).absolute())}
-    graph = str(Path(neighbours.graph).absolute()) if neighbours.graph else ""
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update=paths),
-            "neighbours": neighbours.model_copy(update={"graph": graph}),
-        }
-    )
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path else ""
+
+    update: dict[str, dict[str, Any]] = {
+        "data": {"manifest": absolute(recipe.data.manifest), "split": absolute(recipe.data.split)},
+        "neighbours": {"graph": absolute(recipe.neighbours.graph)},
+        "training": {"start": absolute(recipe.training.start)},
+    }
+    return _updated(recipe, update)
 
 
 def _folds(recipe: Recipe, folder: Path, fold: str | None) -> list[tuple[int, Path]]:

@@ -202,10 +202,14 @@ def describe(
 
 
 def corpus_licence(run: Run) -> str:
-    """Return what the run's corpus allows: as the recipe says, else as known of a published corpus."""
-    data = run.recipe.data
-    known = CORPORA[data.corpus].licence if data.corpus in CORPORA else ""
-    return data.licence or known or UNSPECIFIED_LICENCE
+    """Return what the run's corpora allow: its own, and those of the runs whose weights it began with."""
+    return "; ".join(dict.fromkeys(_licence(corpus) for corpus in run.provenance["corpora"]))
+
+
+def _licence(corpus: dict[str, str]) -> str:
+    """Return a corpus's licence: as the recipe says, else as known of a published corpus."""
+    known = CORPORA[corpus["name"]].licence if corpus["name"] in CORPORA else ""
+    return corpus["licence"] or known or UNSPECIFIED_LICENCE
 
 
 def _anonymous(content: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def _anonymous(content: dict[str, Any]) -> dict[str, Any]:
 def _provenance(run: Run, calibration: Sequence[Clip]) -> dict[str, Any]:
     """Return the run's provenance with the licence of its corpora and with what this export adds."""
     clips = {"clips": len(calibration), "sha256": fingerprint(calibration)} if calibration else None
-    corpora = [corpus | {"licence": corpus_licence(run)} for corpus in run.provenance["corpora"]]
+    corpora = [corpus | {"licence": _licence(corpus)} for corpus in run.provenance["corpora"]]
     export = {"versions": describe_environment()["versions"], "calibration": clips}
     return _anonymous(run.provenance) | {"corpora": corpora, "export": export}
 

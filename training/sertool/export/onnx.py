@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import nn
 
+from edge_runtime.errors import SerError
+
 INPUT = "logmel"
 OUTPUT = "logits"
 
@@ -32,20 +34,28 @@ def to_onnx(network: nn.Module, frames: int, mel_bands: int) -> ModelProto:
     Returns:
         a checked model with input ``logmel`` (batch, 1, frames, mel_bands) and output ``logits`` (batch, classes),
         all weights inside.
+
+    Raises:
+        SerError: the network computes something that ONNX cannot express for windows of any length.
     """
     # An example batch of 1 would be taken for a constant.
     example = torch.zeros(2, 1, frames, mel_bands)
     dynamic = {0: torch.export.Dim("batch"), 2: torch.export.Dim("frames", min=MIN_FRAMES)}
     with quiet():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=(dynamic,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except Exception as error:  # whatever operators, guards and shapes may bring up
+            cause = error.__cause__ or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise SerError(f"network {type(network).__name__} cannot be written as ONNX: {reason}") from error
     assert program is not None  # without dynamo it would be
     model = program.model_proto
     _fold_pads(model)

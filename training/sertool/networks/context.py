@@ -123,14 +123,16 @@ class Head(nn.Module):
 
 
 class Student(nn.Module):
-    """A light CNN: convolutions, mean over frequency, mean over time, :class:`Head`.
+    """A light network: a trunk, usually of convolutions, mean over frequency, mean over time, :class:`Head`.
+
+    A network of your own is a subclass that sets ``trunk`` and ``head``, or also overrides :meth:`features`.
 
     Attributes:
         trunk: maps (B, 1, T, mel_bands) to (B, C, T', F').
         head: maps the mean over time (B, C) to logits.
     """
 
-    trunk: nn.Sequential
+    trunk: nn.Module
     head: Head
 
     def features(self, log_mel: Tensor) -> Tensor:
