@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 
@@ -90,7 +92,9 @@ def test_from_recipe_to_device(
     outcome = sertool("export", run, "-o", model, "--json")
     assert (outcome.code, json.loads(outcome.out)["network"]) == (0, "tiny")
 
-    clip = tones.folder / "cyd-joy-0.wav"
+    clip = tmp_path / "clip.wav"
+    samples, rate = soundfile.read(tones.folder / "cyd-joy-0.wav")
+    soundfile.write(clip, np.tile(samples, 4), rate)
     monkeypatch.setattr(sys, "argv", ["ser-edge", "file", str(model), str(clip), "--json"])
     with pytest.raises(SystemExit) as stop:
         ser_edge()
