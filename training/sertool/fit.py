@@ -465,12 +465,14 @@ def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord, start: Star
 
 
 def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
-    earlier = load_recipe(folder / "recipe.toml").model_dump()
-    for section, values in recipe.model_dump().items():
+    earlier = load_recipe(folder / "recipe.toml")
+    decided, given = _decisive(earlier), _decisive(recipe)
+    for section, values in given.items():
         for key, value in values.items():
-            if earlier[section][key] != value:
+            if decided[section][key] != value:
+                before, now = (getattr(getattr(run, section), key) for run in (earlier, recipe))
                 raise UsageError(
-                    f"{folder}: holds a run with {section}.{key} = {earlier[section][key]!r}, not {value!r}; "
+                    f"{folder}: holds a run with {section}.{key} = {before!r}, not {now!r}; "
                     "give another folder with -o, or delete that one"
                 )
     # Whoever trained before the interruption must not be tested after it.
@@ -480,6 +482,19 @@ def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
             f"{folder}: holds a run on split {trained}, but {recipe.data.split} is now {given}; "
             "give another folder with -o, or delete that one"
         )
+
+
+def _decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what a run must share with the recipe that goes on with it.
+
+    What lies at a path is compared by its content, so that a corpus may be moved; threads and device decide how fast
+    the result comes.
+    """
+    values = recipe.model_dump()
+    for section, key in (("data", "manifest"), ("data", "split"), ("training", "threads"), ("training", "device")):
+        del values[section][key]
+    values["neighbours"]["graph"] = bool(values["neighbours"]["graph"])
+    return values
 
 
 def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: ClipRecord) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomllib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -160,13 +160,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such recipe; write one with: sertool recipe new {path}")
+    return parse_recipe(read_toml(path, overrides, SECTIONS), str(path))
+
+
+def read_toml(path: Path, overrides: Sequence[str], sections: Iterable[str]) -> dict[str, Any]:
+    """Read a TOML file and replace values by ``section.key=value`` texts.
+
+    Args:
+        path: the file, which must exist.
+        overrides: as the user wrote them.
+        sections: those in which a value may be replaced.
+
+    Raises:
+        UsageError: bad TOML, or an override of another form or section.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error})") from error
     for override in overrides:
-        _override(content, override)
-    return parse_recipe(content, str(path))
+        _override(content, override, sections)
+    return content
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -174,7 +188,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_explain(error)}") from error
+        raise UsageError(f"{where}: {explain(error, Recipe)}") from error
     training = recipe.training
     if training.quantization_aware and not training.start:
         raise UsageError(
@@ -186,13 +200,13 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     return recipe
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str, sections: Iterable[str]) -> None:
     name, equals, text = override.partition("=")
     section, dot, key = name.strip().partition(".")
     if not equals or not dot:
         raise UsageError(f"--set {override!r}: expected section.key=value, e.g. training.epochs=10")
-    if section not in SECTIONS:
-        raise UsageError(f"--set {override!r}: no section {section!r}; {nearest(section, SECTIONS)}")
+    if section not in sections:
+        raise UsageError(f"--set {override!r}: no section {section!r}; {nearest(section, sections)}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -203,22 +217,37 @@ def _override(content: dict[str, Any], override: str) -> None:
     table[key.strip()] = value
 
 
-def _explain(error: ValidationError) -> str:
-    """Turn pydantic's first complaint into one line with the alternatives."""
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn pydantic's first complaint about a model of sections into one line with the alternatives."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    # TOML counts nothing; people count the tables of an array from one.
+    path = [str(part + 1) if isinstance(part, int) else part for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        if len(path) == 1:
-            return f"no section [{path[0]}]; {nearest(path[0], SECTIONS)}"
-        return f"no key {path[1]!r} in [{path[0]}]; {nearest(path[1], SECTIONS[path[0]].model_fields)}"
+        *parents, key = path
+        valid = _section_at(model, parents).model_fields
+        where = f"key {key!r} in [{'.'.join(parents)}]" if parents else f"section [{key}]"
+        return f"no {where}; {nearest(key, valid)}"
+    if first["type"] == "missing":
+        return f"no {path[-1]!r} in [{'.'.join(path[:-1])}]"
     if first["type"] == "model_type":
-        return f"{path[0]} = {first['input']!r}: expected a section [{path[0]}]"
+        name = ".".join(path)
+        return f"{name} = {first['input']!r}: expected a section [{name}]"
     reason = first["msg"][0].lower() + first["msg"][1:].replace("tuple", "list")
     if first["type"] == "value_error":
         reason = str(first["ctx"]["error"])
     if first["type"] == "literal_error":
         reason = nearest(str(first["input"]), re.findall("'(.+?)'", first["ctx"]["expected"]))
     return f"{'.'.join(path)} = {first['input']!r}: {reason}"
+
+
+def _section_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
+    """Return the model of a table; names and numbers of tables in a table of tables are passed over."""
+    for part in path:
+        if part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            model = next(kind for kind in inner if issubclass(kind, BaseModel))
+    return model
 
 
 def write_recipe(recipe: Recipe) -> str:

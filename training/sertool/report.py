@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,18 +16,53 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from sertool.corpora.adapters import CORPORA
-from sertool.evaluate import Predictions
+from sertool.evaluate import Predictions, evaluate_run, pool, save_evaluation
+from sertool.features import Progress
 from sertool.files import write_text
 from sertool.graph import diagnose, load_graph
 from sertool.metrics import reliability, unweighted_average_recall
 from sertool.networks import count_macs, count_parameters
-from sertool.run import Run, read_metrics
+from sertool.run import Run, load_folds, read_metrics
 
 MISTAKES = 12
 """Rows of the table of mistakes."""
 
 BINS = 10
 """Of the reliability diagram."""
+
+
+def evaluate_folder(
+    path: Path,
+    part: str = "test",
+    on_features: Progress | None = None,
+    on_folds: Callable[[Sequence[Run]], Iterable[Run]] = iter,
+) -> dict[str, Any]:
+    """Evaluate a run, or every finished fold below a folder and all of them pooled; write metrics, items and report.
+
+    Args:
+        path: a run, or the folder above the folds of one.
+        part: ``test``, ``validation`` or ``train``.
+        on_features: told while log-Mel spectrograms are computed.
+        on_folds: is given the runs and yields them: the place for a progress bar.
+
+    Returns:
+        the entry of this part in ``metrics.json`` of ``path``; see :func:`sertool.evaluate.save_evaluation`.
+
+    Raises:
+        SerError: what :func:`sertool.run.load_folds` and :func:`sertool.evaluate.evaluate_run` raise.
+    """
+    folds = load_folds(path)
+    predictions = []
+    for fold in on_folds(folds):
+        predictions.append(evaluate_run(fold, part, on_features))
+        entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
+        save_report(fold.path, part, [fold], predictions[-1])
+    if folds[0].path != path:
+        numbers, count = [fold.recipe.data.fold for fold in folds], len(folds[0].split.folds)
+        pooled = pool(predictions)
+        entry = save_evaluation(path, part, pooled, folds[0].split_hash, numbers, count)
+        save_report(path, part, folds, pooled)
+    return entry
 
 
 def report_path(folder: Path, part: str) -> Path:

@@ -26,29 +26,22 @@ def evaluate(
 
     Example: sertool evaluate runs/loso
     """
-    from sertool.evaluate import evaluate_run, pool, save_evaluation
-    from sertool.report import save_report
-    from sertool.run import load_folds
+    from sertool.report import evaluate_folder, report_path
 
-    folds = load_folds(run)
-    predictions = []
     with progress_bar() as progress:
-        on_features = spectrogram_progress(progress)
-        for fold in progress.track(folds, description="evaluating"):
-            predictions.append(evaluate_run(fold, part, on_features))
-            entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
-            report = save_report(fold.path, part, [fold], predictions[-1])
-    if folds[0].path != run:
-        numbers, count = [fold.recipe.data.fold for fold in folds], len(folds[0].split.folds)
-        pooled = pool(predictions)
-        entry = save_evaluation(run, part, pooled, folds[0].split_hash, numbers, count)
-        report = save_report(run, part, folds, pooled)
-        _warn_of_unfinished(numbers, count)
+        entry = evaluate_folder(
+            run,
+            part,
+            spectrogram_progress(progress),
+            lambda folds: progress.track(folds, description="evaluating"),
+        )
+    if "folds" in entry:
+        _warn_of_unfinished(entry["folds"], entry["folds_of"])
     if json:
         print_json(entry)
     else:
         _print(entry, f"{run}, {part} speakers")
-        typer.echo(f"more in {report}")
+        typer.echo(f"more in {report_path(run, part)}")
 
 
 def _warn_of_unfinished(folds: list[int], count: int) -> None:
