@@ -147,10 +147,18 @@ def load_set(name: str, part: str = "test") -> RunSet:
     paths = _matching(name)
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"{name!r} names a run twice; each seed counts once")
-    runs = tuple(_read_run(path, part) for path in paths)
+    return make_set(name, [_read_run(path, part) for path in paths])
+
+
+def make_set(name: str, runs: Sequence[Answers]) -> RunSet:
+    """Count runs that were read already as one set.
+
+    Raises:
+        UsageError: they do not have the same split, labels and clips.
+    """
     for run in runs:
         _require_same_clips(runs[0], run)
-    return RunSet(name, runs)
+    return RunSet(name, tuple(runs))
 
 
 def _matching(name: str) -> list[Path]:

@@ -466,10 +466,10 @@ def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord, start: Star
 
 def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
     earlier = load_recipe(folder / "recipe.toml")
-    decided, given = _decisive(earlier), _decisive(recipe)
-    for section, values in given.items():
+    decisive = _decisive(earlier)
+    for section, values in _decisive(recipe).items():
         for key, value in values.items():
-            if decided[section][key] != value:
+            if decisive[section][key] != value:
                 before, now = (getattr(getattr(run, section), key) for run in (earlier, recipe))
                 raise UsageError(
                     f"{folder}: holds a run with {section}.{key} = {before!r}, not {now!r}; "

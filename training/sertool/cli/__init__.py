@@ -8,7 +8,7 @@ import typer
 
 from edge_runtime.errors import SerError
 from sertool import __version__
-from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, recipe, split, train
+from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, paper, recipe, split, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.command("networks")(networks.networks)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("paper")(paper.paper)
 app.command("export")(export.export)
 
 
@@ -54,8 +55,8 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     if code == 130:  # typer turns Ctrl-C into this code and says nothing
-        # These two keep what they have done so far.
-        advice = "; the same command goes on from here" if sys.argv[1:2] in (["train"], ["embed"]) else ""
+        # These keep what they have done so far.
+        advice = "; the same command goes on from here" if sys.argv[1:2] in (["train"], ["embed"], ["paper"]) else ""
         _fail(f"interrupted{advice}", code)
     sys.exit(code)
 

@@ -1,0 +1,98 @@
+"""What all cells of a sweep share: manifest, split, log-Mel spectrograms, embeddings and graphs, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from edge_runtime.errors import SerError
+from edge_runtime.frontend import FrontEnd
+from sertool.corpora.adapters import corpus_clips, corpus_named
+from sertool.corpora.manifest import Clip, Manifest, load_manifest
+from sertool.corpora.splits import Split, load_split, make_split
+from sertool.features import Progress, log_mel_windows
+from sertool.graph import build_fold_graphs, save_fold_graphs
+from sertool.paper.sweep import Cell, Part, Sweep, expand
+from sertool.teacher.embed import Embeddings, embed_manifest, load_embeddings
+
+EmbedProgress = Callable[[str, Sequence[Clip]], Iterable[Clip]]
+"""Is given a teacher's name and the clips to embed, and yields them."""
+
+
+def prepare_corpus(sweep: Sweep, folder: Path) -> tuple[Manifest, Split]:
+    """Return manifest and split of a sweep, made anew where they are not given.
+
+    Both follow from the sweep and the corpus alone, so that making them again changes nothing.
+
+    Raises:
+        UsageError: what is given is missing or unfit, or the corpus has no adapter or is not there.
+    """
+    path = sweep.manifest(folder)
+    if "manifest" not in sweep.data.model_fields_set:
+        corpus = corpus_named(sweep.data.corpus)
+        clips = [clip for clip in corpus_clips(corpus, sweep.root()) if clip.label not in corpus.left_out]
+        Manifest(tuple(clips), path).save(path)
+    manifest = load_manifest(path)
+    if "split" not in sweep.data.model_fields_set:
+        make_split(manifest, sweep.corpus.protocol, sweep.corpus.split_seed).save(sweep.split(folder))
+    return manifest, load_split(sweep.split(folder))
+
+
+def prepare_features(sweep: Sweep, manifest: Manifest, progress: Progress | None = None) -> None:
+    """Compute the log-Mel spectrograms that all cells read; see :func:`sertool.features.log_mel_windows`."""
+    log_mel_windows(manifest, FrontEnd(), sweep.data.window_samples, progress)
+
+
+def prepare_graphs(
+    sweep: Sweep,
+    folder: Path,
+    manifest: Manifest,
+    split: Split,
+    cells: Iterable[Cell],
+    on_clips: EmbedProgress,
+) -> dict[tuple[Part, str], str]:
+    """Build the graphs that some cells are trained with, and the embeddings they need.
+
+    Returns:
+        why a graph could not be built, by part and name; the cells on other graphs can be trained.
+
+    Raises:
+        UsageError: a teacher that is not there, or does not have this layer.
+        SerError: a teacher that is damaged, or clips that it cannot embed.
+    """
+    wanted = sorted({(cell.setting.part, cell.setting.graph) for cell in cells if cell.setting.graph})
+    embeddings: dict[str, Embeddings] = {}
+    failures: dict[tuple[Part, str], str] = {}
+    for part, name in wanted:
+        graph = sweep.graphs[name]
+        if graph.teacher not in embeddings:
+            embeddings[graph.teacher] = _embed(sweep, graph.teacher, folder, manifest, on_clips)
+        try:
+            graphs = build_fold_graphs(
+                manifest,
+                split,
+                embeddings[graph.teacher],
+                parts=sweep.trained_parts(part),
+                threshold=graph.threshold,
+                max_neighbours=graph.neighbours,
+                centre=graph.centre,
+                mutual=graph.mutual,
+                allow_seen=graph.allow_seen,
+            )
+        except SerError as error:
+            failures[part, name] = f"graph {name}: {error}"
+        else:
+            save_fold_graphs(sweep.graph_folder(folder, name, part), graphs)
+    return failures
+
+
+def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: EmbedProgress) -> Embeddings:
+    settings = sweep.teachers[name]
+    if settings.embeddings:
+        return load_embeddings(expand(settings.embeddings))
+    from sertool.teacher.encoder import load_teacher
+
+    source = str(expand(settings.source))
+    layer = settings.at.removeprefix("layer:")
+    teacher = load_teacher(source, int(layer) if layer else None)
+    return embed_manifest(manifest, teacher, folder / "embeddings" / name, lambda clips: on_clips(teacher.name, clips))
