@@ -232,7 +232,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "model_type":
         name = ".".join(path)
         return f"{name} = {first['input']!r}: expected a section [{name}]"
-    reason = first["msg"][0].lower() + first["msg"][1:].replace("tuple", "list")
+    reason = (first["msg"][0].lower() + first["msg"][1:]).replace("tuple", "list")
     if first["type"] == "value_error":
         reason = str(first["ctx"]["error"])
     if first["type"] == "literal_error":

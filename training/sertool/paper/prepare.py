@@ -27,15 +27,19 @@ def prepare_corpus(sweep: Sweep, folder: Path) -> tuple[Manifest, Split]:
     Raises:
         UsageError: what is given is missing or unfit, or the corpus has no adapter or is not there.
     """
-    path = sweep.manifest(folder)
+    path, split = sweep.manifest(folder), sweep.split(folder)
     if "manifest" not in sweep.data.model_fields_set:
-        corpus = corpus_named(sweep.data.corpus)
-        clips = [clip for clip in corpus_clips(corpus, sweep.root()) if clip.label not in corpus.left_out]
-        Manifest(tuple(clips), path).save(path)
+        _make_manifest(sweep.data.corpus, sweep.corpus.root, path)
     manifest = load_manifest(path)
     if "split" not in sweep.data.model_fields_set:
-        make_split(manifest, sweep.corpus.protocol, sweep.corpus.split_seed).save(sweep.split(folder))
-    return manifest, load_split(sweep.split(folder))
+        make_split(manifest, sweep.corpus.protocol, sweep.corpus.split_seed).save(split)
+    return manifest, load_split(split)
+
+
+def _make_manifest(name: str, root: str, path: Path) -> None:
+    corpus = corpus_named(name)
+    clips = corpus_clips(corpus, expand(root or f"$SERTOOL_DATA/corpora/{name}"))
+    Manifest(tuple(clip for clip in clips if clip.label not in corpus.left_out), path).save(path)
 
 
 def prepare_features(sweep: Sweep, manifest: Manifest, progress: Progress | None = None) -> None:
@@ -92,7 +96,6 @@ def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: 
         return load_embeddings(expand(settings.embeddings))
     from sertool.teacher.encoder import load_teacher
 
-    source = str(expand(settings.source))
     layer = settings.at.removeprefix("layer:")
-    teacher = load_teacher(source, int(layer) if layer else None)
+    teacher = load_teacher(str(expand(settings.source)), int(layer) if layer else None)
     return embed_manifest(manifest, teacher, folder / "embeddings" / name, lambda clips: on_clips(teacher.name, clips))

@@ -74,10 +74,25 @@ class Corpus(Section):
     )
 
 
+class Tuned(Section):
+    """A teacher that the sweep tunes first; see: sertool teacher tune --help."""
+
+    encoder: str = Field(description="folder of a speech encoder, or its name on the Hugging Face hub")
+    corpus: str = Field(description="name of the corpus it is tuned on; see: sertool corpus list")
+    root: str = Field("", description="folder of that corpus; empty: $SERTOOL_DATA/corpora and its name")
+    manifest: str = Field("", description="its manifest; empty: made from root")
+    split: str = Field("", description="its split; empty: made by protocol")
+    protocol: str = Field("paper", description="of the split that is made")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="layer, freeze, epochs, batch_size, learning_rate, seed ... of the tuning"
+    )
+
+
 class Teacher(Section):
-    """Who embeds the clips."""
+    """Who embeds the clips: one of source, tuned and embeddings."""
 
     source: str = Field("", description="encoder folder or hub name, tuned teacher or run, as for: sertool embed")
+    tuned: str = Field("", description="name of a [tuned] section")
     embeddings: str = Field("", description="ready-made folder, as made by: sertool embed")
     at: str = Field(
         "",
@@ -126,6 +141,7 @@ class Sweep(Section):
     network: Network = Network()
     neighbours: Neighbours = Neighbours()
     training: Training = Training()
+    tuned: dict[Name, Tuned] = Field(default_factory=dict)
     teachers: dict[Name, Teacher] = Field(default_factory=dict)
     graphs: dict[Name, Graph] = Field(default_factory=dict)
     cells: tuple[Cells, ...] = Field(min_length=1, strict=False)
@@ -139,10 +155,6 @@ class Sweep(Section):
         """Return the split that is given, or the place of the one that is made."""
         given = "split" in self.data.model_fields_set
         return expand(self.data.split).absolute() if given else folder.absolute() / "split.json"
-
-    def root(self) -> Path:
-        """Return the folder of the corpus."""
-        return expand(self.corpus.root or f"$SERTOOL_DATA/corpora/{self.data.corpus}")
 
     def trained_parts(self, part: Part) -> tuple[str, ...]:
         """Return the parts that a network is trained on whose scores on this part are reported."""
@@ -224,6 +236,7 @@ def load_sweep(source: str, overrides: Sequence[str] = ()) -> Sweep:
         raise UsageError(f"{path}: {explain(error, Sweep)}") from error
     try:
         _check(sweep)
+        plan_cells(sweep, Path())  # a cell may have a value that no recipe takes
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return sweep
@@ -270,8 +283,12 @@ def _check(sweep: Sweep) -> None:
     if "split" not in given and not sweep.corpus.protocol:
         raise UsageError("names no split; give corpus.protocol, such as loso or kfold:5, or data.split")
     for name, teacher in sweep.teachers.items():
-        if bool(teacher.source) == bool(teacher.embeddings):
-            raise UsageError(f"teachers.{name}: give one of source and embeddings")
+        if sum(map(bool, (teacher.source, teacher.tuned, teacher.embeddings))) != 1:
+            raise UsageError(f"teachers.{name}: give one of source, tuned and embeddings")
+        if teacher.tuned and teacher.tuned not in sweep.tuned:
+            raise UsageError(
+                f"teachers.{name}: no section [tuned.{teacher.tuned}]; {nearest(teacher.tuned, sweep.tuned)}"
+            )
     for name, graph in sweep.graphs.items():
         if name == "base":
             raise UsageError("graphs.base: this name is taken by the training without neighbours")
