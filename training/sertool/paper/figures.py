@@ -18,6 +18,7 @@ from sertool.paper.tables import network_title, paper_scores
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PAPER_COLOUR = "#555555"
+PANELS_A_ROW = 3
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -52,19 +53,26 @@ def _differences(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
     """Draw each setting's difference from the base with its interval, a panel a network and part."""
     panels = list(dict.fromkeys(_panel(row) for row in rows))
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
-    height = max(sum(_panel(row) == panel for row in rows) for panel in panels)
-    figure = Figure(figsize=(1.6 + 3.4 * len(panels), 1.7 + 0.27 * height), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
-    for axes, panel in zip(grid, panels, strict=True):
+    highest = max(_places([row for row in rows if _panel(row) == panel])[-1] for panel in panels)
+    columns = min(len(panels), PANELS_A_ROW)
+    lines = -(-len(panels) // columns)
+    size = (1.9 + 2.9 * columns, 0.6 + lines * (1.1 + 0.25 * highest))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
         of_panel = [row for row in rows if _panel(row) == panel]
         base = next(row for row in every if _panel(row) == panel and not row["graph"])
-        for place, row in enumerate(of_panel):
+        places = _places(of_panel)
+        for place, row in zip(places, of_panel, strict=True):
             _draw_difference(axes, place, row, graphs.index(row["graph"]))
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(of_panel)), [_setting(row) for row in of_panel])
-        axes.set_ylim(len(of_panel) - 0.5, -0.5)
+        axes.tick_params(labelbottom=True)
+        axes.set_yticks(places, [_setting(row) for row in of_panel])
+        axes.set_ylim(places[-1] + 0.6, -0.6)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.set_title(f"{network_title(*panel[:2])}, {panel[2]} (base: UAR {100 * base['uar']['mean']:.1f} %)")
+        axes.set_title(f"{network_title(*panel[:2])}\n{panel[2]}, base {100 * base['uar']['mean']:.1f} %")
         axes.set_xlabel("difference in UAR, points")
     handles = [_handle(place, graph) for place, graph in enumerate(graphs)]
     if any(row["difference"]["paper"] for row in rows):
@@ -73,7 +81,13 @@ def _differences(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_difference(axes: Axes, place: int, row: Row, graph: int) -> None:
+def _places(rows: Sequence[Row]) -> list[float]:
+    """Return heights that leave a gap between graphs."""
+    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    return [place + 0.6 * graphs.index(row["graph"]) for place, row in enumerate(rows)]
+
+
+def _draw_difference(axes: Axes, place: float, row: Row, graph: int) -> None:
     found = row["difference"]
     value, interval = 100 * found["uar"]["difference"], found["uar"]["interval"]
     if interval:
@@ -91,6 +105,10 @@ def _by_neighbours(rows: Sequence[Row], results: Mapping[str, Any]) -> Figure:
     counts = sorted({row["n"] for row in rows})
     figure = Figure(figsize=(1.4 + 2.5 * len(graphs), 1.1 + 2.1 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(graphs), squeeze=False, sharex=True, sharey="row")
+    for axes, graph in zip(grid[0], graphs, strict=True):
+        axes.set_title(f"graph {graph}")
+    for axes in grid[-1]:
+        axes.set_xlabel("n, at most so many neighbours")
     for line, panel in zip(grid, panels, strict=True):
         base = next(row for row in results["rows"] if _panel(row) == panel and not row["graph"])
         for axes, graph in zip(line, graphs, strict=True):
@@ -101,10 +119,6 @@ def _by_neighbours(rows: Sequence[Row], results: Mapping[str, Any]) -> Figure:
             axes.set_xticks(range(len(counts)), [str(count) for count in counts])
             axes.set_xlim(-0.5, len(counts) - 0.5)
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-            if line is grid[0]:
-                axes.set_title(f"graph {graph}")
-            if line is grid[-1]:
-                axes.set_xlabel("at most n neighbours")
         line[0].set_ylabel(f"{network_title(*panel[:2])}\nUAR on {panel[2]}, %")
     handles = [_handle(place, f"alpha = {alpha:g}") for place, alpha in enumerate(alphas)]
     handles.append(Line2D([], [], color="black", linestyle="--", label="base (band: ± over seeds)"))

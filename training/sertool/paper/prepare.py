@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from edge_runtime.errors import SerError
+from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FrontEnd
 from sertool.corpora.adapters import corpus_clips, corpus_named
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
@@ -94,6 +94,8 @@ def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: 
     settings = sweep.teachers[name]
     if settings.embeddings:
         return load_embeddings(expand(settings.embeddings))
+    if settings.tuned:
+        raise UsageError(f"teachers.{name}: this version cannot tune a teacher; give source or embeddings")
     from sertool.teacher.encoder import load_teacher
 
     layer = settings.at.removeprefix("layer:")
