@@ -208,7 +208,7 @@ def _view(state: SweepProgress) -> Iterator[Callable[[Event], None]]:
         bars: dict[Cell, TaskID] = {}
 
         def show(event: Event) -> None:
-            left = "" if state.seconds_left is None else f"{describe_time(state.seconds_left)} left"
+            left = f"{describe_time(state.seconds_left)} left" if state.seconds_left else ""
             cells = f"{state.cells_done} of {state.cells} cells"
             progress.update(sweep, completed=state.epochs_done, description=cells, left=left)
             if isinstance(event, Epoch):

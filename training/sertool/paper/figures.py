@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sertool.files import atomic_path
-from sertool.paper.tables import network_title, paper_scores
+from sertool.paper.tables import graph_title, network_title
 
 # Okabe and Ito's colours, which the colour-blind tell apart; each goes with a marker of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -52,7 +52,7 @@ def _save(figure: Figure, path: Path) -> None:
 def _differences(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
     """Draw each setting's difference from the base with its interval, a panel a network and part."""
     panels = list(dict.fromkeys(_panel(row) for row in rows))
-    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    graphs = list(dict.fromkeys(graph_title(row) for row in rows))
     highest = max(_places([row for row in rows if _panel(row) == panel])[-1] for panel in panels)
     columns = min(len(panels), PANELS_A_ROW)
     lines = -(-len(panels) // columns)
@@ -66,7 +66,7 @@ def _differences(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
         base = next(row for row in every if _panel(row) == panel and not row["graph"])
         places = _places(of_panel)
         for place, row in zip(places, of_panel, strict=True):
-            _draw_difference(axes, place, row, graphs.index(row["graph"]))
+            _draw_difference(axes, place, row, graphs.index(graph_title(row)))
         axes.axvline(0, color="black", linewidth=0.8)
         axes.tick_params(labelbottom=True)
         axes.set_yticks(places, [_setting(row) for row in of_panel])
@@ -83,8 +83,8 @@ def _differences(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
 
 def _places(rows: Sequence[Row]) -> list[float]:
     """Return heights that leave a gap between graphs."""
-    graphs = list(dict.fromkeys(row["graph"] for row in rows))
-    return [place + 0.6 * graphs.index(row["graph"]) for place, row in enumerate(rows)]
+    graphs = list(dict.fromkeys(graph_title(row) for row in rows))
+    return [place + 0.6 * graphs.index(graph_title(row)) for place, row in enumerate(rows)]
 
 
 def _draw_difference(axes: Axes, place: float, row: Row, graph: int) -> None:
@@ -100,7 +100,7 @@ def _draw_difference(axes: Axes, place: float, row: Row, graph: int) -> None:
 def _by_neighbours(rows: Sequence[Row], results: Mapping[str, Any]) -> Figure:
     """Draw UAR against n, a colour an alpha, a column of panels a graph, a row a network and part."""
     panels = list(dict.fromkeys(_panel(row) for row in rows))
-    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    graphs = list(dict.fromkeys(graph_title(row) for row in rows))
     alphas = sorted({row["alpha"] for row in rows})
     counts = sorted({row["n"] for row in rows})
     figure = Figure(figsize=(1.4 + 2.5 * len(graphs), 1.1 + 2.1 * len(panels)), layout="constrained")
@@ -113,7 +113,7 @@ def _by_neighbours(rows: Sequence[Row], results: Mapping[str, Any]) -> Figure:
         base = next(row for row in results["rows"] if _panel(row) == panel and not row["graph"])
         for axes, graph in zip(line, graphs, strict=True):
             _draw_base(axes, base, len(counts))
-            of_panel = [row for row in rows if _panel(row) == panel and row["graph"] == graph]
+            of_panel = [row for row in rows if _panel(row) == panel and graph_title(row) == graph]
             for row in of_panel:
                 _draw_uar(axes, row, counts, alphas, results["corpus"] == "demos")
             axes.set_xticks(range(len(counts)), [str(count) for count in counts])
@@ -143,9 +143,8 @@ def _draw_uar(axes: Axes, row: Row, counts: Sequence[int], alphas: Sequence[floa
     axes.plot([place] * len(seeds), seeds, color=colour, marker=marker, markersize=3, alpha=0.4, linestyle="")
     deviation = 100 * (row["uar"]["seed_deviation"] or 0.0)
     axes.errorbar(place, 100 * row["uar"]["mean"], deviation, color=colour, marker=marker, markersize=6, linewidth=1.4)
-    paper = paper_scores(row["network"], row["part"], row["n"], row["alpha"])
-    if with_paper and paper:
-        axes.plot(place, paper[1], color=PAPER_COLOUR, marker="x", markersize=6, linestyle="")
+    if with_paper and row["paper"]:
+        axes.plot(place, row["paper"][1], color=PAPER_COLOUR, marker="x", markersize=6, linestyle="")
 
 
 def _handle(place: int, label: str) -> Line2D:
@@ -157,6 +156,4 @@ def _panel(row: Row) -> tuple[str, float, str]:
 
 
 def _setting(row: Row) -> str:
-    words = [f"n = {row['n']}, alpha = {row['alpha']:g}"]
-    words += [row["distance"]] if row["distance"] != "cosine" else []
-    return ", ".join([*words, *([row["layer"]] if row["layer"] != "fc1" else [])])
+    return f"n = {row['n']}, alpha = {row['alpha']:g}"

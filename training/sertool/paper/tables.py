@@ -43,6 +43,10 @@ NOTES = """\
 - The paper's numbers are of DEMoS, with a wav2vec 2.0 teacher tuned on RAVDESS and one seed.
 """
 
+GRAPH_NOTE = """\
+Edges a clip and shares are means over folds; in parentheses: of clips drawn at random. The effect is that of all
+settings of n and alpha together, so that none was chosen by its score."""
+
 
 def paper_scores(network: str, part: str, count: int, alpha: float) -> tuple[float, float] | None:
     """Return accuracy and UAR in % of the paper's Table 3, or None for a cell it does not have.
@@ -81,7 +85,12 @@ def collect(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, Any]:
         for setting, of_setting in by_setting.items()
     }
     compared = _Comparisons(runs, problems)
-    rows = [_row(setting, len(by_setting[setting]), compared) for setting in runs if runs[setting]]
+    rows = []
+    for setting, of_setting in by_setting.items():
+        try:
+            rows += [_row(setting, len(of_setting), compared)] if runs[setting] else []
+        except SerError as error:  # its seeds were not tested on the same clips
+            problems.append(str(error))
     return {
         "corpus": sweep.data.corpus,
         "rows": rows,
@@ -142,7 +151,6 @@ def _row(setting: Setting, planned: int, compared: _Comparisons) -> dict[str, An
     runs = compared.runs[setting]
     seeds = sorted(runs)
     (described,) = compare([make_set(setting.name, [runs[seed] for seed in seeds])])["sets"]
-    paper = paper_scores(setting.network, setting.part, setting.count, setting.alpha)
     difference = None
     if setting.graph:
         common, found = compared.with_base(setting.name, [setting])
@@ -162,15 +170,21 @@ def _row(setting: Setting, planned: int, compared: _Comparisons) -> dict[str, An
         "speakers": len(set(runs[seeds[0]].speakers)),
         "clips": len(runs[seeds[0]].keys),
         "split_hash": runs[seeds[0]].split_hash,
-        "paper": paper,
+        "paper": _paper(setting),
         "difference": difference,
     }
 
 
+def _paper(setting: Setting) -> tuple[float, float] | None:
+    """Return the paper's scores, which are of the cosine and of FC1."""
+    if setting.graph and _special(setting.distance, setting.layer):
+        return None
+    return paper_scores(setting.network, setting.part, setting.count, setting.alpha)
+
+
 def _paper_difference(setting: Setting) -> tuple[float, float] | None:
     """Return by how many points the paper's accuracy and UAR differ from its base."""
-    scores = paper_scores(setting.network, setting.part, setting.count, setting.alpha)
-    base = paper_scores(setting.network, setting.part, 0, 0.0)
+    scores, base = _paper(setting), paper_scores(setting.network, setting.part, 0, 0.0)
     return (scores[0] - base[0], scores[1] - base[1]) if scores and base else None
 
 
@@ -267,11 +281,7 @@ def to_markdown(results: Mapping[str, Any], title: str) -> str:
         lines += ["## Difference from the base, in points of UAR", "", *_table_of_differences(rows), ""]
     if results["graphs"]:
         lines += ["## Where the graph helps, hurts or does nothing", "", *_table_of_graphs(results["graphs"]), ""]
-        lines += [
-            "Edges a clip, and shares, are means over folds; in parentheses, of clips drawn at random. The",
-            "effect is that of all settings of n and alpha together, which no choice by their scores has improved.",
-            "",
-        ]
+        lines += [GRAPH_NOTE, ""]
         lines += ["## Figure 2: UAR by n, alpha and graph", "", "![UAR by n, alpha and graph](figure-2.svg)", ""]
     lines += ["## How to read this", "", NOTES]
     lines += [f"- Not in these tables: {problem}" for problem in results["problems"]]
@@ -290,28 +300,35 @@ def _table_3(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ["graph", "n", "alpha", *head, *(f"paper: {TITLES[name]} {part}" for name, _, part in printed)]
     )
     for key in keys:
-        graph, count, alpha, special = key
-        ours = [_scores(cell.get((key, column))) for column in columns]
-        paper = [paper_scores(name, part, count, alpha) for name, _, part in printed]
-        theirs = [f"{scores[0]:.1f} / {scores[1]:.1f}" if scores and not special else "" for scores in paper]
-        lines.append(_markdown_row([*_setting_cells(graph, count, alpha, special), *ours, *theirs]))
+        ours = [cell.get((key, column)) for column in columns]
+        paper = [(cell.get((key, column)) or {}).get("paper") for column in printed]
+        theirs = [f"{scores[0]:.1f} / {scores[1]:.1f}" if scores else "" for scores in paper]
+        lines.append(_markdown_row([*_setting_cells(*key), *map(_scores, ours), *theirs]))
     return lines
 
 
-def _row_key(row: Mapping[str, Any]) -> tuple[str, int, float, str]:
-    return row["graph"], row["n"], row["alpha"], _special(row)
+def _row_key(row: Mapping[str, Any]) -> tuple[str, int, float]:
+    return graph_title(row), row["n"], row["alpha"]
 
 
-def _special(row: Mapping[str, Any]) -> str:
-    """Name what the paper does otherwise: another distance, another layer of the student."""
-    words = [row["distance"]] if row["distance"] != "cosine" else []
-    return ", ".join([*words, *([f"student's {row['layer']}"] if row["layer"] != "fc1" else [])])
+def graph_title(row: Mapping[str, Any]) -> str:
+    """Return the graph of a row, with what the paper does otherwise; empty for the base.
+
+    Example:
+        >>> graph_title({"graph": "raw", "distance": "l1", "layer": "fc1"})
+        'raw (l1)'
+    """
+    special = _special(row["distance"], row["layer"])
+    return row["graph"] + (f" ({special})" if row["graph"] and special else "")
 
 
-def _setting_cells(graph: str, count: int, alpha: float, special: str) -> list[str]:
-    if not graph:
-        return ["base", "-", "-"]
-    return [graph + (f" ({special})" if special else ""), str(count), f"{alpha:g}"]
+def _special(distance: str, layer: str) -> str:
+    words = [distance] if distance != "cosine" else []
+    return ", ".join([*words, *([f"student's {layer}"] if layer != "fc1" else [])])
+
+
+def _setting_cells(graph: str, count: int, alpha: float) -> list[str]:
+    return [graph, str(count), f"{alpha:g}"] if graph else ["base", "-", "-"]
 
 
 def _scores(row: Mapping[str, Any] | None) -> str:
@@ -355,14 +372,14 @@ def _table_of_differences(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         cells = [
             network_title(row["network"], row["width"]),
             row["part"],
-            *_setting_cells(row["graph"], row["n"], row["alpha"], _special(row)),
+            *_setting_cells(*_row_key(row)),
             str(len(found["seeds"])),
             f"{100 * row['uar']['mean']:.1f} {_interval(row['uar']['interval'], '.1f')}",
             _difference(found["uar"]),
             _p_value(found["z_test"]["p"]),
             _p_value(found["mcnemar"]["p"]),
             _difference(found["accuracy"]),
-            "" if found["paper"] is None or _special(row) else f"{found['paper'][1]:+z.1f}",
+            "" if found["paper"] is None else f"{found['paper'][1]:+z.1f}",
         ]
         lines.append(_markdown_row(cells))
     return lines
@@ -380,6 +397,7 @@ def _table_of_graphs(graphs: Sequence[Mapping[str, Any]]) -> list[str]:
             "in one speaker",
             "network",
             "part",
+            "cells",
             "effect on UAR",
             "",
         ]
@@ -396,6 +414,7 @@ def _table_of_graphs(graphs: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{graph['same_speaker']:.0%} ({graph['same_speaker_by_chance']:.0%})",
                 network_title(effect["network"], effect["width"]),
                 graph["part"],
+                str(effect["settings"] * len(effect["seeds"])),
                 _difference(effect["uar"]),
                 effect["verdict"],
             ]
