@@ -188,7 +188,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{where}: {explain(error, Recipe)}") from error
+        raise UsageError(f"{where}: {explain(error)}") from error
     training = recipe.training
     if training.quantization_aware and not training.start:
         raise UsageError(
@@ -217,7 +217,7 @@ def _override(content: dict[str, Any], override: str, sections: Iterable[str]) -
     table[key.strip()] = value
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
     """Turn pydantic's first complaint about a model of sections into one line with the alternatives."""
     first = error.errors()[0]
     # TOML counts nothing; people count the tables of an array from one.

@@ -161,7 +161,7 @@ def _prepare(
 
     manifest, split = prepare_corpus(sweep, folder)
     prepare_features(sweep, manifest, spectrogram_progress(progress))
-    return split, prepare_graphs(sweep, folder, manifest, split, cells, embedding)
+    return split, prepare_graphs(sweep, folder, manifest, split, cells, embedding, print_status)
 
 
 def _unfinished(cells: Sequence[Cell], unbuilt: Mapping[tuple[Part, str], str]) -> tuple[list[Cell], dict[str, str]]:

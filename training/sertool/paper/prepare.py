@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from edge_runtime.errors import SerError, UsageError
+from edge_runtime.errors import SerError
 from edge_runtime.frontend import FrontEnd
 from sertool.corpora.adapters import corpus_clips, corpus_named
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import Split, load_split, make_split
 from sertool.features import Progress, log_mel_windows
 from sertool.graph import build_fold_graphs, save_fold_graphs
-from sertool.paper.sweep import Cell, Part, Sweep, expand
+from sertool.paper.sweep import Cell, Part, Sweep, Tuned, expand
 from sertool.teacher.embed import Embeddings, embed_manifest, load_embeddings
 
 EmbedProgress = Callable[[str, Sequence[Clip]], Iterable[Clip]]
 """Is given a teacher's name and the clips to embed, and yields them."""
+Say = Callable[[str], None]
+"""Is told in one line what goes on."""
 
 
 def prepare_corpus(sweep: Sweep, folder: Path) -> tuple[Manifest, Split]:
@@ -54,6 +56,7 @@ def prepare_graphs(
     split: Split,
     cells: Iterable[Cell],
     on_clips: EmbedProgress,
+    say: Say,
 ) -> dict[tuple[Part, str], str]:
     """Build the graphs that some cells are trained with, and the embeddings they need.
 
@@ -70,7 +73,7 @@ def prepare_graphs(
     for part, name in wanted:
         graph = sweep.graphs[name]
         if graph.teacher not in embeddings:
-            embeddings[graph.teacher] = _embed(sweep, graph.teacher, folder, manifest, on_clips)
+            embeddings[graph.teacher] = _embed(sweep, graph.teacher, folder, manifest, on_clips, say)
         try:
             graphs = build_fold_graphs(
                 manifest,
@@ -90,14 +93,44 @@ def prepare_graphs(
     return failures
 
 
-def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: EmbedProgress) -> Embeddings:
+def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: EmbedProgress, say: Say) -> Embeddings:
     settings = sweep.teachers[name]
     if settings.embeddings:
         return load_embeddings(expand(settings.embeddings))
-    if settings.tuned:
-        raise UsageError(f"teachers.{name}: this version cannot tune a teacher; give source or embeddings")
     from sertool.teacher.encoder import load_teacher
 
-    layer = settings.at.removeprefix("layer:")
-    teacher = load_teacher(str(expand(settings.source)), int(layer) if layer else None)
+    if settings.tuned:
+        source = folder / "tuned" / settings.tuned
+        _tune(sweep.tuned[settings.tuned], source, f"tuned.{settings.tuned}", say)
+    else:
+        source = expand(settings.source)
+    if settings.at.startswith("layer:"):
+        teacher = load_teacher(str(source), int(settings.at.removeprefix("layer:")))
+    else:
+        teacher = load_teacher(str(source), at=settings.at or None)  # type: ignore[call-arg]
     return embed_manifest(manifest, teacher, folder / "embeddings" / name, lambda clips: on_clips(teacher.name, clips))
+
+
+def _tune(tuned: Tuned, folder: Path, where: str, say: Say) -> None:
+    """Tune a teacher, or go on with it; manifest and split lie beside it where they are made here."""
+    from sertool.teacher.tune import tune  # type: ignore[import-not-found]
+    from sertool.teacher.tuned import parse_settings  # type: ignore[import-not-found]
+
+    manifest, split = (folder.with_name(f"{folder.name}{suffix}").absolute() for suffix in (".csv", ".json"))
+    if tuned.manifest:
+        manifest = expand(tuned.manifest).absolute()
+    else:
+        _make_manifest(tuned.corpus, tuned.root, manifest)
+    if tuned.split:
+        split = expand(tuned.split).absolute()
+    else:
+        make_split(load_manifest(manifest), tuned.protocol).save(split)
+    places = {"encoder": str(expand(tuned.encoder)), "manifest": str(manifest), "split": str(split)}
+    tune(
+        parse_settings({**tuned.options, **places, "corpus": tuned.corpus}, where),
+        folder,
+        on_start=lambda line: say(f"{where}: {line}"),
+        on_epoch=lambda epoch: say(
+            f"{where}: epoch {epoch.epoch} of {epoch.epochs}, loss {epoch.loss:.3f}, {epoch.seconds:.0f} s"
+        ),
+    )
