@@ -319,7 +319,7 @@ def graph_title(row: Mapping[str, Any]) -> str:
         'raw (l1)'
     """
     special = _special(row["distance"], row["layer"])
-    return row["graph"] + (f" ({special})" if row["graph"] and special else "")
+    return f"{row['graph']} ({special})" if row["graph"] and special else str(row["graph"])
 
 
 def _special(distance: str, layer: str) -> str:

@@ -21,11 +21,11 @@ import torch
 
 from edge_runtime.errors import SerError, UsageError
 from sertool.corpora.splits import Split
-from sertool.evaluate import evaluate_folder
 from sertool.files import write_text
 from sertool.fit import EpochReport, fit
 from sertool.paper.sweep import Cell
 from sertool.recipe import Recipe
+from sertool.report import evaluate_folder
 from sertool.run import read_metrics
 
 STOP_SECONDS = 10.0
