@@ -330,8 +330,8 @@ def _start(
     seen = tuple(key for key, clip in tested.items() if clip["audio"] in run.heard_audio)
     if seen and not allow_seen:
         raise UsageError(
-            f"{run.path}: was trained on {seen[0]!r} of {tested[seen[0]]['speaker']!r}, whom fold {recipe.data.fold} holds "
-            "out; results would be too good: take a run of other speakers, or allow it with --allow-seen"
+            f"{run.path}: was trained on {seen[0]!r} of {tested[seen[0]]['speaker']!r}, whom fold {recipe.data.fold} "
+            "holds out; results would be too good: take a run of other speakers, or allow it with --allow-seen"
         )
     start = Start(run, content_hash(run.path / "checkpoint.safetensors"), seen)
     if (folder / "recipe.toml").is_file() and read_start(folder)["sha256"] != start.sha256:
