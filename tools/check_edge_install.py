@@ -1,6 +1,6 @@
 """Install ``ser-edge[onnx,mic]`` into an empty environment and check that it brings what it needs and no more.
 
-    python tools/check_edge_install.py
+    python tools/check_edge_install.py            # or, with LiteRT instead of onnxruntime: ... tflite
 
 Prints each package with its size; exit code 1 if one is there that a board should not have to carry.
 """
@@ -17,12 +17,16 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 
-# What ser-edge asks for, and what those ask for in turn: onnxruntime the middle row, sounddevice the last one.
-EXPECTED = {
-    "ser-edge", "numpy", "onnxruntime", "sounddevice",
-    "coloredlogs", "flatbuffers", "humanfriendly", "ml-dtypes", "mpmath", "packaging", "protobuf", "sympy",
-    "cffi", "pycparser",
+LIBRARIES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+
+# What the two libraries and sounddevice ask for in turn.
+BROUGHT = {
+    "onnx": {
+        "coloredlogs", "flatbuffers", "humanfriendly", "ml-dtypes", "mpmath", "packaging", "protobuf", "sympy",
+    },
+    "tflite": {"backports.strenum", "flatbuffers", "protobuf", "tqdm", "typing-extensions"},
 }  # fmt: skip
+MICROPHONE = {"cffi", "pycparser"}
 INSTALLERS = {"pip", "setuptools", "wheel"}
 
 LIST_PACKAGES = """
@@ -36,34 +40,38 @@ print(json.dumps({
 """
 
 
-def install(folder: Path) -> Path:
-    """Install into a new environment in ``folder`` and return its folder of programs."""
+def install(folder: Path, extra: str) -> Path:
+    """Install with the library of an extra into a new environment in ``folder``; return its folder of programs."""
     # From a copy, because building leaves files behind that a later build would pick up.
     ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     source = shutil.copytree(REPOSITORY / "edge_runtime", folder / "source", ignore=ignored)
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv" / "bin"
-    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", f"{source}[onnx,mic]"], check=True)
+    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", f"{source}[{extra},mic]"], check=True)
     return programs
 
 
 def main() -> None:
     """Install, list, run ``ser-edge info`` on a model made by hand."""
+    extra = sys.argv[1] if len(sys.argv) > 1 else "onnx"
+    if extra not in LIBRARIES:
+        sys.exit(f"check_edge_install: {extra!r} is no extra with a library; valid: {', '.join(LIBRARIES)}")
+    needed = {"ser-edge", "numpy", "sounddevice", LIBRARIES[extra]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        programs = install(folder)
+        programs = install(folder, extra)
         listing = subprocess.run([programs / "python", "-c", LIST_PACKAGES], capture_output=True, text=True, check=True)
         sizes: dict[str, int] = json.loads(listing.stdout)
         carried = {package: size for package, size in sizes.items() if package not in INSTALLERS}
         for package, size in sorted(carried.items(), key=lambda item: -item[1]):
             print(f"{package:<16} {size / 1e6:8.2f} MB")
         print(f"{'together':<16} {sum(carried.values()) / 1e6:8.2f} MB")
-        model = folder / "tiny.onnx"
+        model = folder / f"tiny.{extra}"
         subprocess.run([sys.executable, REPOSITORY / "tools" / "tiny_artifact.py", model], check=True)
         subprocess.run([programs / "ser-edge", "info", model], check=True)
-    if surplus := sorted(carried.keys() - EXPECTED):
+    if surplus := sorted(carried.keys() - needed - BROUGHT[extra] - MICROPHONE):
         sys.exit(f"check_edge_install: not expected on a board: {', '.join(surplus)}")
-    if missing := sorted({"ser-edge", "numpy", "onnxruntime", "sounddevice"} - carried.keys()):
+    if missing := sorted(needed - carried.keys()):
         sys.exit(f"check_edge_install: missing: {', '.join(missing)}")
 
 

@@ -2,7 +2,7 @@
 
 It recognises nothing; it is for trying out what reads model files, without torch and without a corpus.
 
-    python tools/tiny_artifact.py tiny.onnx
+    python tools/tiny_artifact.py tiny.onnx       # or tiny.tflite
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.artifact import METADATA_KEY, Artifact, GoldenVector, golden_signal
 from edge_runtime.frontend import FrontEnd, Normalization, log_mel
+from edge_runtime.litert import WINDOW
+from edge_runtime.model_file import seal
+from sertool.export.tflite import to_tflite
 
 LABELS = ("anger", "joy", "neutral", "sadness")
 
@@ -34,11 +37,11 @@ def tiny_model(artifact: Artifact | None = None, description: str | None = None,
     weights, bias = _layer(len(artifact.labels))
     graph = helper.make_graph(
         [
-            helper.make_node("ReduceMean", ["log_mel", "axes"], ["mean"], keepdims=0),
+            helper.make_node("ReduceMean", ["logmel", "axes"], ["mean"], keepdims=0),
             helper.make_node("Gemm", ["mean", "weights", "bias"], ["logits"]),
         ],
         "tiny",
-        [helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["N", 1, "frames", 64])],
+        [helper.make_tensor_value_info("logmel", TensorProto.FLOAT, ["N", 1, "frames", 64])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(artifact.labels)])],
         [
             numpy_helper.from_array(np.array([1, 2]), "axes"),
@@ -49,6 +52,15 @@ def tiny_model(artifact: Artifact | None = None, description: str | None = None,
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, {METADATA_KEY: description or replace(artifact, **changes).to_json()})
     return model
+
+
+def tiny_file(suffix: str = ".onnx", **changes: Any) -> bytes:
+    """Return the whole file of a format, sealed; see :func:`tiny_model`."""
+    model = tiny_model(**changes)
+    if suffix == ".onnx":
+        return seal(model.SerializeToString())
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return seal(to_tflite({WINDOW: (model, tiny_artifact().window_frames)}, metadata))
 
 
 def _layer(classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +88,11 @@ def tiny_artifact(window_samples: int = 32000) -> Artifact:
         golden=GoldenVector(tuple(frames.mean(axis=0).tolist()), tuple(logits.tolist())),
         parameters=weights.size + bias.size,
         macs=weights.size,
+        card="# tiny\n\nIt recognises nothing.\n",
         provenance={"recipe": "written by hand"},
         metrics={"test": {"uar": 0.25, "uar_interval": [0.2, 0.3], "items": 8, "speakers": 2}},
     )
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(tiny_model().SerializeToString())
+    Path(sys.argv[1]).write_bytes(tiny_file(Path(sys.argv[1]).suffix))

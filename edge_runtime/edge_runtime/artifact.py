@@ -18,10 +18,18 @@ from edge_runtime.errors import ArtifactError
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel
 
 METADATA_KEY = "ser_artifact"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+FORMS = ("window", "stream")
+
+UNSEALED = "sha256:" + 64 * "0"
+"""What stands for the hash of the file until :func:`edge_runtime.model_file.seal` puts it in."""
 
 LARGEST_SIZE = 16_000_000
 """Samples or bands beyond which a description is damaged: 1000 s at 16 kHz."""
+
+LONGEST_WINDOW = 100_000
+"""Frames beyond which a description is damaged; their spectrogram takes 26 MB."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Artifact:
         normalization: constants applied to it.
         window_samples: length of the network's input as samples; clips are tiled or cut to it.
         network: name of the architecture, e.g. ``resnet9``.
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, ``fp16`` (weights stored in 16 bits) or ``int8``.
         licence: licence of the weights, as their training data allow.
         golden: self-test computed at export.
         temperature: divides the logits before the softmax, so that probabilities mean what they say.
@@ -60,6 +68,13 @@ class Artifact:
         macs: multiply-accumulate operations for one window.
         provenance: corpora and their licences, split hash, teacher, recipe, versions.
         metrics: results on test speakers with their intervals.
+        form: ``window``, a network that takes whole windows, or ``stream``, one that carries its past in states and
+            takes every frame once.
+        stride: of a stream, frames per feature; 0 for a window.
+        context_frames: of a stream, frames before a window that its features still depend on, in whole strides.
+        receptive_field: of a stream, frames that one feature depends on.
+        card: the model card, Markdown.
+        content_hash: of the file; empty in files of schema 1, which carry none.
         schema: version of this description.
     """
 
@@ -77,6 +92,12 @@ class Artifact:
     macs: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    form: str = "window"
+    stride: int = 0
+    context_frames: int = 0
+    receptive_field: int = 0
+    card: str = ""
+    content_hash: str = UNSEALED
     schema: int = SCHEMA_VERSION
 
     @property
@@ -89,8 +110,13 @@ class Artifact:
         """Length of the network's window in log-Mel frames."""
         return self.front_end.frames(self.window_samples)
 
+    @property
+    def window_features(self) -> int:
+        """Length of the network's window in features of a stream."""
+        return self.window_frames // self.stride
+
     def to_json(self) -> str:
-        """Return the description as JSON text with sorted keys."""
+        """Return the description as JSON text with sorted keys, ``content_hash`` as it is: see :data:`UNSEALED`."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -114,6 +140,8 @@ class Artifact:
                 f"{where}: schema {schema} is newer than {SCHEMA_VERSION}, the newest this version of ser-edge "
                 "reads; upgrade ser-edge"
             )
+        if schema < 2:
+            content["content_hash"] = ""
         try:
             content["labels"] = tuple(content["labels"])
             content["front_end"] = FrontEnd(**content["front_end"])
@@ -146,6 +174,7 @@ class Artifact:
             if not all(math.isfinite(value) for value in values):
                 return f"{name} holds a value that is not finite"
         sizes = (front_end.sample_rate, front_end.window, front_end.hop, bands, self.window_samples)
+        stream = (self.stride, self.context_frames, self.receptive_field)
         plausible = {
             "labels": classes >= 1
             and len(set(self.labels)) == classes
@@ -153,10 +182,15 @@ class Artifact:
             "front_end": all(type(size) is int and 0 < size <= LARGEST_SIZE for size in sizes)
             and 0 <= front_end.min_hz < front_end.max_hz <= front_end.sample_rate / 2
             and front_end.floor > 0,
-            "window_samples": self.window_samples >= front_end.window,
+            "window_samples": front_end.window <= self.window_samples and self.window_frames <= LONGEST_WINDOW,
+            "card": isinstance(self.card, str),
+            "content_hash": isinstance(self.content_hash, str),
             "normalization.std": min(self.normalization.std) > 0,
             "temperature": 0 < self.temperature < math.inf,
             "thresholds": all(0 <= value <= 1 for value in self.thresholds.values()),
+            "form": self.form in FORMS,
+            "stride": all(type(frames) is int and 0 <= frames <= LARGEST_SIZE for frames in stream)
+            and (self.form == "window" or 1 <= self.stride <= self.window_frames),
         }
         return next((f"{name} cannot be right" for name, right in plausible.items() if not right), None)
 
@@ -187,7 +221,9 @@ def golden_signal(samples: int, sample_rate: int = 16000) -> FloatArray:
     return (0.35 * envelope * chirp + 0.1 * np.sin(2 * np.pi * 1800 * time)).astype(np.float32)
 
 
-def check_golden(artifact: Artifact, logits_of: Callable[[FloatArray], FloatArray], where: str = "model") -> None:
+def check_golden(
+    artifact: Artifact, logits_of: Callable[[FloatArray], FloatArray], where: str = "model"
+) -> tuple[float, float]:
     """Check that this machine's front-end and inference library reproduce the export.
 
     Args:
@@ -195,15 +231,18 @@ def check_golden(artifact: Artifact, logits_of: Callable[[FloatArray], FloatArra
         logits_of: maps a normalised log-Mel window (frames, mel_bands) to its logits (classes,).
         where: how to name the file in errors.
 
+    Returns:
+        the largest difference of the log-Mel spectrogram, dB, and of the logits.
+
     Raises:
         ArtifactError: either differs by more than its tolerance.
     """
     golden = artifact.golden
     frames = log_mel(golden_signal(artifact.window_samples, artifact.front_end.sample_rate), artifact.front_end)
-    off = float(np.max(np.abs(frames.mean(axis=0) - np.asarray(golden.log_mel_mean))))
-    if not off <= golden.log_mel_tolerance:
+    log_mel_off = float(np.max(np.abs(frames.mean(axis=0) - np.asarray(golden.log_mel_mean))))
+    if not log_mel_off <= golden.log_mel_tolerance:
         raise ArtifactError(
-            f"{where}: the self-test's log-Mel spectrogram differs by {off:.2g} dB "
+            f"{where}: the self-test's log-Mel spectrogram differs by {log_mel_off:.2g} dB "
             f"(at most {golden.log_mel_tolerance:g}); file and ser-edge do not belong together"
         )
     logits = logits_of(artifact.normalization.apply(frames))
@@ -215,3 +254,4 @@ def check_golden(artifact: Artifact, logits_of: Callable[[FloatArray], FloatArra
             f"{where}: the self-test's logits differ by {off:.2g} (at most {golden.logits_tolerance:g}); "
             "the file is damaged or this inference library computes it wrongly"
         )
+    return log_mel_off, off

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   ser-edge info model.onnx
+  ser-edge verify model.onnx
   ser-edge file model.onnx interview.wav *.flac --json
   ser-edge devices
   ser-edge listen model.onnx --device USB
@@ -93,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", _info, "show what a model file is, and check it", "ser-edge info model.onnx")
     info.add_argument("model", metavar="FILE", help="model file")
+    info.add_argument("--card", action="store_true", help="print its model card alone: use, limits, data, results")
+
+    check = command(
+        "verify",
+        _verify,
+        "check a model file: bits, description, operators, self-test",
+        "ser-edge verify model.onnx",
+    )
+    check.add_argument("model", metavar="FILE", help="model file")
 
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
     file.add_argument("model", metavar="FILE", help="model file")
@@ -159,11 +169,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    from edge_runtime.errors import ArtifactError
     from edge_runtime.recognizer import Recognizer
 
     recognizer = Recognizer(arguments.model)
     size = recognizer.path.stat().st_size
-    if arguments.json:
+    if arguments.card and not recognizer.artifact.card:
+        raise ArtifactError(f"{arguments.model}: carries no model card; export it again")
+    if arguments.card:
+        print(json.dumps({"card": recognizer.artifact.card}) if arguments.json else recognizer.artifact.card)
+    elif arguments.json:
         found = {
             "file": str(recognizer.path),
             "bytes": size,
@@ -184,6 +199,7 @@ def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
         "network": f"{artifact.network}, {artifact.precision}, {artifact.parameters:,} parameters, "
         f"{artifact.macs / 1e6:.1f} M multiply-adds a window",
         "window": f"{artifact.window_seconds:.2f} s ({artifact.window_frames} frames)",
+        "form": _form(artifact),
         "front-end": f"{front_end.mel_bands} mel bands {front_end.min_hz:g} to {front_end.max_hz:g} Hz, "
         f"frame {front_end.window}, hop {front_end.hop}, {front_end.sample_rate} Hz",
         "temperature": f"{artifact.temperature:.3f}",
@@ -194,6 +210,16 @@ def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
     rows |= {f"on {part}": _result(found) for part, found in artifact.metrics.items()}
     rows |= _origin(artifact.provenance)
     return [f"{name:<12} {value}" for name, value in rows.items()]
+
+
+def _form(artifact: Artifact) -> str:
+    if artifact.form == "window":
+        return "window: each score computes its whole window"
+    front_end = artifact.front_end
+    feature, past = (
+        frames * front_end.hop / front_end.sample_rate for frames in (artifact.stride, artifact.receptive_field)
+    )
+    return f"stream: every {feature:.3f} s is computed once, with the {past:.2f} s before it"
 
 
 def _result(found: Any) -> str:
@@ -214,6 +240,21 @@ def _origin(provenance: dict[str, Any]) -> dict[str, str]:
         "made by": f"sertool {provenance['versions'].get('sertool')}" if "versions" in provenance else None,
     }
     return {name: str(value) for name, value in named.items() if value}
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from edge_runtime.verify import CHECKS, verify
+
+    checks = list(verify(arguments.model))
+    if arguments.json:
+        found = [asdict(check) for check in checks]
+        print(json.dumps({"file": arguments.model, "passed": checks[-1].passed, "checks": found}))
+    else:
+        for check in checks:
+            print(f"{check.name:<12} {'ok' if check.passed else 'FAILED':<8} {check.detail}")
+        for name in CHECKS[len(checks) :]:
+            print(f"{name:<12} not checked")
+    return 0 if checks[-1].passed else 1
 
 
 def _file(arguments: argparse.Namespace) -> int:

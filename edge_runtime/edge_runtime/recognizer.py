@@ -1,15 +1,20 @@
-"""From samples to probabilities: front-end, normalisation and network of one artifact, put together."""
+"""From samples to probabilities: front-end, normalisation and network of one artifact, put together.
+
+Every artifact answers clips; one that holds a stream also hears audio that goes on, every frame once.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.artifact import METADATA_KEY, Artifact, check_golden
-from edge_runtime.backends import Backend, load_backend
-from edge_runtime.errors import ArtifactError
-from edge_runtime.frontend import FloatArray, as_samples, log_mel, tile_or_cut
+from edge_runtime.artifact import Artifact, check_golden
+from edge_runtime.backends import StreamBackend, open_backend
+from edge_runtime.errors import ArtifactError, UsageError
+from edge_runtime.frontend import FloatArray, LogMelStream, as_samples, log_mel, tile_or_cut
+from edge_runtime.model_file import read_model_file
 
 
 class Recognizer:
@@ -22,6 +27,7 @@ class Recognizer:
     Attributes:
         artifact: the file's description.
         path: the file.
+        self_test: how far this machine's log-Mel spectrogram (dB) and logits are off those of the export.
 
     Raises:
         ArtifactError: the file is missing, damaged, not one of ours, of a newer schema, or fails its self-test.
@@ -29,15 +35,19 @@ class Recognizer:
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path = Path(path)
-        self._backend: Backend = load_backend(self.path, threads)
-        description = self._backend.metadata.get(METADATA_KEY)
-        if description is None:
-            raise ArtifactError(f"{path}: carries no {METADATA_KEY!r} description; make it with: sertool export")
-        self.artifact = Artifact.from_json(description, str(path))
-        check_golden(self.artifact, lambda window: self._backend.predict(window[None])[0], str(path))
+        model = read_model_file(path)
+        self.artifact = model.artifact()
+        self._backend = open_backend(model, threads)
+        stride = self._backend.stride if isinstance(self._backend, StreamBackend) else 0
+        if (stride > 0) != (self.artifact.form == "stream") or stride != self.artifact.stride:
+            raise ArtifactError(f"{path}: its description is that of another form of network; export it again")
+        self.self_test = check_golden(self.artifact, self._predict, str(path))
 
     def logits(self, samples: object) -> FloatArray:
-        """Return the logits of a clip, tiled or cut to the network's window as in training.
+        """Return the logits of a clip.
+
+        A window hears the clip tiled or cut to its length, as in training. A stream hears it once, from its beginning
+        and for at most a window, as it hears a segment; only a clip that is shorter than a stride is tiled, to one.
 
         Args:
             samples: (n,) samples at the artifact's rate, in [-1, 1], n >= 1.
@@ -48,15 +58,120 @@ class Recognizer:
         Raises:
             AudioError: an empty clip, several channels, or samples that are not finite.
         """
-        artifact = self.artifact
-        window = tile_or_cut(as_samples(samples), artifact.window_samples)
-        frames = artifact.normalization.apply(log_mel(window, artifact.front_end))
-        logits: FloatArray = self._backend.predict(frames[None])[0]
-        return logits
+        artifact, clip = self.artifact, as_samples(samples)
+        if artifact.form == "window":
+            window = tile_or_cut(clip, artifact.window_samples)
+            return self._predict(artifact.normalization.apply(log_mel(window, artifact.front_end)))
+        stream = self.stream()
+        shortest = artifact.front_end.samples(artifact.stride)
+        stream.push(tile_or_cut(clip, min(max(len(clip), shortest), artifact.window_samples)))
+        return stream.logits()
 
     def probabilities(self, samples: object) -> FloatArray:
         """Return the calibrated probability of each label for a clip; see :meth:`logits` for the arguments."""
         return softmax(self.logits(samples) / self.artifact.temperature)
+
+    def stream(self, keep: int | None = None) -> FeatureStream:
+        """Return a new stream, which has heard nothing. Any number may go on beside each other.
+
+        Args:
+            keep: features to keep, at least 1; one window when None.
+
+        Raises:
+            UsageError: the file holds a network for windows.
+        """
+        if not isinstance(self._backend, StreamBackend):
+            raise UsageError(f"{self.path}: takes whole windows only; export it with: sertool export --form stream")
+        return FeatureStream(self._backend, self.artifact, keep)
+
+    def _predict(self, window: FloatArray) -> FloatArray:
+        logits: FloatArray = self._backend.predict(window[None])[0]
+        return logits
+
+
+class FeatureStream:
+    """One stretch of audio as the network's features in time, each computed once.
+
+    Audio comes in pieces of any size; the features are the same. The newest are kept, and answers are pooled from all
+    of them or from any choice: a shorter window, several windows at once, or the loud frames alone. Feature ``i`` is
+    complete with frame ``(i + 1) * stride - 1`` of the spectrogram and knows the ``receptive_field`` frames up to it.
+
+    Args:
+        backend: the network.
+        artifact: its description.
+        keep: features to keep, at least 1; one window when None.
+
+    Raises:
+        UsageError: ``keep`` is less than 1.
+
+    Attributes:
+        count: features so far, kept or not.
+
+    Example:
+        >>> stream = recognizer.stream()  # doctest: +SKIP
+        >>> stream.push(samples)  # doctest: +SKIP
+        3
+        >>> whole, newest = stream.probabilities(), stream.probabilities(stream.features[:, -2:])  # doctest: +SKIP
+    """
+
+    def __init__(self, backend: StreamBackend, artifact: Artifact, keep: int | None = None) -> None:
+        self._backend = backend
+        self._artifact = artifact
+        if keep is not None and keep < 1:
+            raise UsageError(f"keep is {keep}; valid: at least 1 feature, or None for a window")
+        self._features: deque[FloatArray] = deque(maxlen=keep or artifact.window_features)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything heard: after a gap, or for another stretch of audio."""
+        self._log_mel = LogMelStream(self._artifact.front_end)
+        self._frames = np.zeros((0, self._artifact.front_end.mel_bands), np.float32)
+        self._states = self._backend.start()
+        self._features.clear()
+        self.count = 0
+
+    def push(self, samples: object) -> int:
+        """Take the next samples and return how many features they complete.
+
+        What waits is computed in one pass, at most a window at a time.
+
+        Args:
+            samples: (n,) at the artifact's rate, in [-1, 1], any n.
+
+        Raises:
+            AudioError: several channels, or samples that are no audio; the stream is as before.
+        """
+        frames = self._artifact.normalization.apply(self._log_mel.push(samples))
+        frames = np.concatenate([self._frames, frames])
+        stride, longest = self._backend.stride, self._artifact.window_features
+        complete = len(frames) // stride
+        for first in range(0, complete, longest):
+            piece = frames[first * stride : min(first + longest, complete) * stride]
+            features, self._states = self._backend.advance(piece, self._states)
+            self._features.extend(features.T)
+        self._frames = frames[complete * stride :]
+        self.count += complete
+        return complete
+
+    @property
+    def features(self) -> FloatArray:
+        """The newest features, float32 (channels, n), in the order of time.
+
+        Raises:
+            UsageError: not one is complete yet.
+        """
+        if not self._features:
+            seconds = self._artifact.front_end.samples(self._backend.stride) / self._artifact.front_end.sample_rate
+            raise UsageError(f"no feature is complete before {seconds:.2f} s of audio")
+        return np.stack(self._features, axis=1)
+
+    def logits(self, features: FloatArray | None = None) -> FloatArray:
+        """Return the logits (classes,) of ``features`` (channels, n), n >= 1; of all that are kept when None."""
+        return self._backend.classify(self.features if features is None else features)
+
+    def probabilities(self, features: FloatArray | None = None) -> FloatArray:
+        """Return the calibrated probability of each label; see :meth:`logits`."""
+        return softmax(self.logits(features) / self._artifact.temperature)
 
 
 def softmax(logits: FloatArray) -> FloatArray:

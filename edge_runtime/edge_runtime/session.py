@@ -12,6 +12,7 @@ from edge_runtime.events import NO_SPEECH, UNCERTAIN, Event, Kind, SegmentAverag
 from edge_runtime.frontend import FloatArray, as_samples
 from edge_runtime.gate import BLOCK, Gate
 from edge_runtime.recognizer import Recognizer
+from edge_runtime.scoring import Audio, StreamScoring, StreamSegment, WindowScoring
 from edge_runtime.settings import Settings
 
 SYLLABLE_S = 0.2
@@ -20,11 +21,12 @@ SYLLABLE_S = 0.2
 
 @dataclass
 class _Segment:
-    """A stretch of speech; positions are samples of the stream."""
+    """A stretch of speech; positions are samples of the stream, ``scored`` counts from the segment's beginning."""
 
     start: int
     onset: int
     next_score: int
+    scorer: WindowScoring | StreamSegment
     scored: int = 0
     average: SegmentAverage = field(default_factory=SegmentAverage)
 
@@ -34,7 +36,8 @@ class Session:
 
     A speech segment opens at the first loud block, reaches back by ``padding`` and ends when ``hangover`` has passed
     without a loud block; its audio ends ``padding`` after the last one. Once it holds ``min_audio``, the last window
-    of it is scored every ``hop``, and once more at its end.
+    of it is scored every ``hop``, and once more at its end; :mod:`edge_runtime.scoring` says how, and on what grid a
+    stream's scores fall.
 
     Exact digital zeros are no audio: they neither begin nor prolong a segment, and after a block of them the stream
     is cut into blocks afresh from the first other sample on. So a clip gives the same events wherever it stands
@@ -60,16 +63,17 @@ class Session:
         self._recognizer = recognizer
         self._settings = settings = settings or Settings()
         self._rate = recognizer.artifact.front_end.sample_rate
-        self._window = recognizer.artifact.window_samples
-        self._hop = self._samples(settings.hop)
-        self._min_audio = self._samples(settings.min_audio)
+        window = recognizer.artifact.window_samples
+        scoring = StreamScoring if recognizer.artifact.form == "stream" else WindowScoring
+        self._scoring = scoring(recognizer, self._samples(settings.hop), self._samples(settings.min_audio))
+        self._hop = self._scoring.hop
         self._max_segment = self._samples(settings.max_segment)
         self._padding = self._samples(settings.padding)
         self._hangover = self._samples(settings.hangover)
         self._silence = self._samples(settings.silence)
         self._gate = Gate(settings.gate_margin, settings.gate_minimum)
         # A score may be taken up to a hangover late, when speech resumes after a pause, and a hop in a backlog.
-        kept = self._window + self._hangover + self._padding + self._hop
+        kept = window + self._hangover + self._padding + self._hop
         self._blocks: deque[FloatArray] = deque(maxlen=ceil(kept / BLOCK) + 2)
         self._answered = False
         self._too_short: tuple[int, int] | None = None
@@ -234,7 +238,7 @@ class Session:
         return [self._event("no_speech", self._segment_end, self._heard, label=NO_SPEECH)]
 
     def _open(self, start: int, onset: int) -> _Segment:
-        return _Segment(start, onset, next_score=start + self._min_audio)
+        return _Segment(start, onset, start + self._scoring.first, self._scoring.begin())
 
     def _follow(self, segment: _Segment) -> list[Event]:
         """Give the scores that are due, cut an endless segment, and end one after the hangover."""
@@ -252,6 +256,7 @@ class Session:
             else:
                 events += self._close(segment, limit)
                 self._segment = segment = self._open(limit, limit)
+        segment.scorer.keep_up(min(end, segment.next_score) - segment.start, self._audio_of(segment))
         if self._heard - self._speech_end >= self._hangover:
             events += self._close(segment, end)
             self._segment = None
@@ -260,23 +265,29 @@ class Session:
     def _score(self, segment: _Segment, end: int) -> Event:
         """Score the last window of the segment's audio up to ``end``."""
         kind: Kind = "update" if segment.scored else "begin"
-        start = max(segment.start, end - self._window)
-        audio = np.concatenate(self._blocks)
-        offset = self._heard - len(audio)
-        probabilities = self._recognizer.probabilities(audio[start - offset : end - offset])
-        segment.average.add(probabilities, full=end - start == self._window)
-        segment.scored = end
+        length = end - segment.start
+        probabilities, full = segment.scorer.score(length, self._audio_of(segment))
+        segment.average.add(probabilities, full)
+        segment.scored = self._scoring.heard(length)
         self.windows += 1
         self._answered = True
         return self._segment_event(kind, segment, end)
 
+    def _audio_of(self, segment: _Segment) -> Audio:
+        def audio(first: int, last: int) -> FloatArray:
+            kept = np.concatenate(self._blocks)
+            offset = segment.start - (self._heard - len(kept))
+            return kept[offset + first : offset + last]
+
+        return audio
+
     def _close(self, segment: _Segment, end: int) -> list[Event]:
-        if end < segment.start + self._min_audio:
+        if end < segment.start + self._scoring.shortest:
             if self._speech_end - segment.onset >= self._samples(SYLLABLE_S):
                 self._too_short = (segment.start, end)
             return []
         events: list[Event] = []
-        if end > segment.scored:
+        if self._scoring.heard(end - segment.start) > segment.scored:
             last = self._score(segment, end)
             if last.kind == "begin":  # every score before it was coalesced; no segment ends without having begun
                 events.append(last)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_model
+from tiny_artifact import tiny_file
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
@@ -19,7 +19,7 @@ needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_file())
     return path
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_model
+from tiny_artifact import tiny_file
+from tiny_stream import tiny_stream_model
 
+from edge_runtime.model_file import seal
 from edge_runtime.recognizer import Recognizer
 
 RATE = 16000
@@ -21,13 +23,26 @@ RATE = 16000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A valid model file with a window of 2 s."""
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_file())
     return path
 
 
 @pytest.fixture(scope="session")
 def recognizer(model: Path) -> Recognizer:
     return Recognizer(model)
+
+
+@pytest.fixture(scope="session")
+def stream_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid model file of a stream: a feature every 16 frames, with a window of 2 s."""
+    path = tmp_path_factory.mktemp("stream") / "tiny-stream.onnx"
+    path.write_bytes(seal(tiny_stream_model().SerializeToString()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stream_recognizer(stream_model: Path) -> Recognizer:
+    return Recognizer(stream_model)
 
 
 def _speech(seconds: float, seed: int = 0) -> np.ndarray:

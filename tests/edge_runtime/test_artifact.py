@@ -30,8 +30,8 @@ def test_a_field_of_a_later_version_is_ignored():
 
 
 def test_a_newer_schema_is_refused():
-    with pytest.raises(ArtifactError, match=r"schema 2 is newer than 1.*upgrade ser-edge"):
-        Artifact.from_json(json.dumps({**CONTENT, "schema": 2}), "m.onnx")
+    with pytest.raises(ArtifactError, match=r"schema 3 is newer than 2.*upgrade ser-edge"):
+        Artifact.from_json(json.dumps({**CONTENT, "schema": 3}), "m.onnx")
 
 
 @pytest.mark.parametrize(

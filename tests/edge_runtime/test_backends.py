@@ -9,7 +9,6 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_artifact import tiny_model
 
-from edge_runtime.artifact import METADATA_KEY
 from edge_runtime.backends import load_backend
 from edge_runtime.errors import ArtifactError, UsageError
 
@@ -21,10 +20,6 @@ def test_logits_equal_the_formula(model):
     logits = load_backend(model).predict(windows)
     assert logits.dtype == np.float32
     assert np.allclose(logits, expected, atol=1e-5)
-
-
-def test_the_metadata_is_the_files(model):
-    assert METADATA_KEY in load_backend(model).metadata
 
 
 def test_an_unknown_suffix_names_the_valid_ones(tmp_path):
@@ -54,7 +49,7 @@ def test_a_file_that_is_no_onnx(tmp_path):
 
 def test_a_network_for_other_windows(tmp_path):
     model = tiny_model()
-    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, [1, 1, 10, 3]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("logmel", TensorProto.FLOAT, [1, 1, 10, 3]))
     path = tmp_path / "other.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ArtifactError, match=r"other\.onnx"):

@@ -9,11 +9,12 @@ from tiny_artifact import tiny_artifact, tiny_model
 
 from edge_runtime.errors import ArtifactError, AudioError
 from edge_runtime.frontend import log_mel
+from edge_runtime.model_file import seal
 from edge_runtime.recognizer import Recognizer, softmax
 
 
 def save(model: onnx.ModelProto, path):
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(seal(model.SerializeToString()))
     return path
 
 
@@ -60,8 +61,8 @@ def test_a_foreign_onnx_is_refused(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="schema 2 is newer"):
-        Recognizer(save(tiny_model(schema=2), tmp_path / "new.onnx"))
+    with pytest.raises(ArtifactError, match="schema 3 is newer"):
+        Recognizer(save(tiny_model(schema=3), tmp_path / "new.onnx"))
 
 
 def test_a_garbled_description_is_refused(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_model
+from tiny_artifact import tiny_file
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
@@ -31,7 +31,7 @@ PATIENCE_S = 20.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_file())
     return path
 
 

@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from mqtt_broker import MOSQUITTO, MqttBroker
-from tiny_artifact import tiny_model
+from tiny_artifact import tiny_file
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def lines(path: Path) -> list[dict]:
 @pytest.fixture
 def model(tmp_path) -> Path:
     path = tmp_path / "tiny.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_file())
     return path
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binned_statistic
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, recall_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from sertool.metrics import (
     accuracy,
     confusion_matrix,
     expected_calibration_error,
+    negative_log_likelihood,
+    recall,
     reliability,
     speaker_interval,
     unweighted_average_recall,
@@ -118,6 +120,32 @@ def test_interval_covers_the_uar_of_all_speakers_as_often_as_it_says() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_speakers_have_no_interval(count: int) -> None:
     assert np.isnan(speaker_interval(speakers_of_skill([0.8] * count))).all()
+
+
+def test_negative_log_likelihood_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, truth = rng.dirichlet([0.4] * 4, size=300), rng.integers(4, size=300)
+    expected = log_loss(truth, probabilities, labels=range(4))
+    assert negative_log_likelihood(probabilities, truth) == pytest.approx(expected)
+    assert np.isfinite(negative_log_likelihood(np.eye(3)[[0, 1]], np.array([1, 0])))
+
+
+def test_recall_of_a_class_equals_scikit_learn_and_has_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted, speaker = rng.integers(3, size=(3, 400))
+    expected = recall_score(truth, predicted, average=None)
+    confusion = confusion_matrix(truth, predicted, 3)
+    assert [recall(confusion, row) for row in range(3)] == pytest.approx(expected.tolist())
+    matrices = [confusion_matrix(truth[speaker == s], predicted[speaker == s], 3) for s in range(3)]
+    low, high = speaker_interval(matrices, metric=lambda matrix: recall(matrix, 1))
+    alone = sorted(recall(matrix, 1) for matrix in matrices)
+    assert alone[0] <= low < expected[1] < high <= alone[-1]
+
+
+def test_draws_without_the_class_are_left_out() -> None:
+    # The second speaker never shows class 1: a draw of that speaker alone says nothing of its recall.
+    matrices = [np.array([[1, 0], [1, 3]]), np.array([[2, 0], [0, 0]])]
+    assert speaker_interval(matrices, metric=lambda matrix: recall(matrix, 1)) == (0.75, 0.75)
 
 
 @settings(max_examples=50, deadline=None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sertool.metrics import (
     accuracy,
     confusion_matrix,
     expected_calibration_error,
+    recall,
     speaker_interval,
     unweighted_average_recall,
 )
@@ -71,6 +73,23 @@ class Predictions:
             shares = [f"{share:.6f}" for share in self.probabilities[row]]
             writer.writerow([key, self.speakers[row], self.genders[row], *names, *shares])
         write_text(path, text.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read :meth:`save` back.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        try:
+            header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+            labels = tuple(header[5:])
+            keys, speakers, genders, truth = (tuple(column) for column in zip(*(row[:4] for row in rows), strict=True))
+            probabilities = np.array([row[5:] for row in rows], np.float32)
+            positions = np.array([labels.index(label) for label in truth])
+        except (OSError, ValueError, csv.Error) as error:
+            raise RunError(f"{path}: damaged; run sertool evaluate again") from error
+        return cls(labels, keys, speakers, genders, positions, probabilities)
 
 
 def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = None) -> Predictions:
@@ -151,33 +170,48 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         ``items``, ``form`` (how each was heard: ``window`` or ``stream``), ``uar``, ``uar_interval`` (95 %, resampling
-        speakers; None for one speaker), ``accuracy``, ``labels``, ``confusion`` (true classes in rows), ``recall`` by
-        label, ``speakers`` and ``genders`` (UAR of each over the classes that occur there), ``ece`` (of the
-        probabilities as they are, before a temperature). UAR equals scikit-learn's ``balanced_accuracy_score``.
+        speakers; None for one speaker), ``accuracy``, ``labels``, ``confusion`` (true classes in rows), ``recall`` and
+        ``recall_interval`` by label, ``speakers`` and ``genders`` (UAR of each over the classes that occur there),
+        ``gender_interval``, ``ece`` (of the probabilities as they are, before a temperature). UAR equals scikit-learn's
+        ``balanced_accuracy_score``.
     """
     confusion = predictions.confusion()
     speakers = np.array(predictions.speakers)
     genders = np.array(predictions.genders)
     by_speaker = {name: predictions.confusion(speakers == name) for name in sorted(set(predictions.speakers))}
     by_gender = {name: predictions.confusion(genders == name) for name in sorted(set(predictions.genders)) if name}
-    low, high = speaker_interval(list(by_speaker.values()))
-    counts = confusion.sum(axis=1)
+    matrices = list(by_speaker.values())
     return {
         "items": len(predictions.keys),
         "form": "stream" if predictions.streamed else "window",
         "uar": unweighted_average_recall(confusion),
-        "uar_interval": None if np.isnan(low) else [low, high],
+        "uar_interval": _interval(matrices),
         "accuracy": accuracy(confusion),
         "labels": list(predictions.labels),
         "confusion": confusion.tolist(),
         "recall": {
-            label: float(confusion[row, row] / counts[row]) if counts[row] else None
+            label: recall(confusion, row) if confusion[row].any() else None
+            for row, label in enumerate(predictions.labels)
+        },
+        "recall_interval": {
+            label: _interval(matrices, partial(recall, row=row)) if confusion[row].any() else None
             for row, label in enumerate(predictions.labels)
         },
         "speakers": {name: unweighted_average_recall(matrix) for name, matrix in by_speaker.items()},
         "genders": {name: unweighted_average_recall(matrix) for name, matrix in by_gender.items()},
+        "gender_interval": {
+            name: _interval([by_speaker[speaker] for speaker in sorted(set(speakers[genders == name]))])
+            for name in by_gender
+        },
         "ece": expected_calibration_error(predictions.probabilities, predictions.truth),
     }
+
+
+def _interval(
+    matrices: Sequence[IntArray], metric: Callable[[IntArray], float] = unweighted_average_recall
+) -> list[float] | None:
+    low, high = speaker_interval(matrices, metric=metric)
+    return None if np.isnan(low) else [low, high]
 
 
 def predictions_path(folder: Path, part: str) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_runtime.frontend import FloatArray
 
 IntArray = NDArray[np.int64]
 
@@ -59,10 +61,25 @@ def _recalls(confusion: IntArray) -> NDArray[np.float64]:
     return recalls
 
 
+def recall(confusion: IntArray, row: int) -> float:
+    """Return the recall of one class; NaN when it does not occur.
+
+    Example:
+        >>> recall(np.array([[3, 1], [0, 2]]), 0)
+        0.75
+    """
+    count = confusion[row].sum()
+    return float(confusion[row, row] / count) if count else float("nan")
+
+
 def speaker_interval(
-    confusion_by_speaker: Sequence[IntArray], level: float = 0.95, draws: int = 2000, seed: int = 0
+    confusion_by_speaker: Sequence[IntArray],
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    metric: Callable[[IntArray], float] = unweighted_average_recall,
 ) -> tuple[float, float]:
-    """Return an interval of the UAR by a percentile bootstrap that resamples speakers.
+    """Return an interval of the UAR, or of another metric, by a percentile bootstrap that resamples speakers.
 
     Clips of one speaker resemble each other, so that resampling clips would promise too narrow an interval; the
     speaker is the sampling unit (see e.g. Bisani and Ney, 2004, on blocks). With fewer than about ten speakers the
@@ -73,18 +90,19 @@ def speaker_interval(
         level: share of the draws inside the interval.
         draws: number of resamples.
         seed: of the draws.
+        metric: of a confusion matrix; draws of speakers for whom it is NaN are left out.
 
     Returns:
-        lower and upper end of the UAR; (NaN, NaN) for fewer than two speakers.
+        lower and upper end; (NaN, NaN) for fewer than two speakers.
     """
     if len(confusion_by_speaker) < 2:
         return float("nan"), float("nan")
     matrices = np.stack(confusion_by_speaker)
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(matrices), size=(draws, len(matrices)))
-    values = [unweighted_average_recall(matrices[draw].sum(axis=0)) for draw in chosen]
+    values = [metric(matrices[draw].sum(axis=0)) for draw in chosen]
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(values, [tail, 1.0 - tail])
+    low, high = np.nanquantile(values, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
@@ -156,3 +174,14 @@ def expected_calibration_error(probabilities: NDArray[np.floating], truth: IntAr
     return sum(bin.items * abs(bin.accuracy - bin.confidence) for bin in reliability(probabilities, truth, bins)) / len(
         truth
     )
+
+
+def negative_log_likelihood(probabilities: FloatArray, truth: IntArray) -> float:
+    """Return the mean of ``-log p(true label)``, in nats; a probability of 0 counts as float32's smallest.
+
+    Example:
+        >>> round(negative_log_likelihood(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])), 4)
+        0.4904
+    """
+    given = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return float(-np.log(np.maximum(given, np.finfo(np.float32).tiny)).mean())

@@ -12,6 +12,7 @@ tensorboard/             the curves
 resume.safetensors       only until the last epoch: what the next epoch needs
 metrics.json             written by ``sertool evaluate``: results on test speakers
 predictions.csv          likewise: every test item with its probabilities
+parity.json              written by ``sertool parity``: how exported files differ from the network on test speakers
 report.html              likewise: all of this to look at
 """
 
@@ -215,6 +216,11 @@ class Run:
         return trained
 
     @property
+    def checkpoint_hash(self) -> str:
+        """Hash of the weights' file, which says of an exported file whether it comes from this run."""
+        return content_hash(self.path / "checkpoint.safetensors")
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """What ``sertool evaluate`` found, by part; empty before it."""
         return read_metrics(self.path)
@@ -322,6 +328,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return _read_json(path) if path.is_file() else {}
 
 
+def read_parity(folder: Path) -> dict[str, Any]:
+    """Return what ``parity.json`` of a run, or of the folder above its folds, holds; empty before ``sertool parity``.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / "parity.json"
+    return _read_json(path) if path.is_file() else {}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -369,7 +385,17 @@ def _finished_folds(path: Path) -> list[Path]:
 
 def describe_environment() -> dict[str, Any]:
     """Return versions and machine, for the record."""
-    packages = ["sertool", "ser-edge", "torch", "numpy", "onnx", "onnxruntime", "transformers", "faiss-cpu"]
+    packages = [
+        "sertool",
+        "ser-edge",
+        "torch",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "ai-edge-litert",
+        "transformers",
+        "faiss-cpu",
+    ]
     packages += [entry.dist.name for entry in network_plugins().values() if entry.dist]
     versions = {"python": platform.python_version()}
     for package in packages:

@@ -8,7 +8,7 @@ import typer
 
 from edge_runtime.errors import SerError
 from sertool import __version__
-from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, paper, recipe, split, train
+from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, paper, parity, recipe, split, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("paper")(paper.paper)
 app.command("export")(export.export)
+app.command("parity")(parity.parity)
 
 
 def _show_version(wanted: bool) -> None:

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder (one fold), evaluated by: sertool evaluate.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file; replaced if it exists.")],
-    file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="int8: a quarter of the size, and faster; or fp32.")] = "int8",
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="onnx or tflite; without it, what the file's name ends on.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="int8: a quarter of the size, and faster; fp16: half the size; or fp32.")
+    ] = "int8",
+    form: Annotated[
+        str, typer.Option(help="window; or stream: every frame is computed once (causal networks only).")
+    ] = "window",
     licence: Annotated[
         str | None, typer.Option(help="Licence of the weights; without it, that of the training corpus.")
     ] = None,
@@ -39,6 +46,10 @@ def export(
       sertool export runs/graph -o emotion.onnx
 
       sertool export runs/graph --precision fp32 --licence CC-BY-4.0 -o emotion-fp32.onnx
+
+      sertool export runs/graph -o emotion.tflite
+
+      sertool export runs/causal --form stream -o emotion-stream.onnx
     """
     from sertool.export.artifact import export_run
     from sertool.run import load_run
@@ -51,6 +62,7 @@ def export(
             output,
             file_format=file_format,
             precision=precision,
+            form=form,
             licence=licence,
             calibration_clips=calibration_clips,
             force=force,
@@ -65,31 +77,39 @@ def export(
 
 
 def _summary(result: Export) -> dict[str, Any]:
+    from sertool.export.card import card_path
+
     artifact = result.artifact
     return {
         "file": str(result.path),
         "bytes": result.size_bytes,
         "network": artifact.network,
         "precision": artifact.precision,
+        "form": artifact.form,
         "labels": list(artifact.labels),
         "parameters": artifact.parameters,
         "macs": artifact.macs,
         "licence": artifact.licence,
+        "card": str(card_path(result.path)),
+        "temperature": artifact.temperature,
         "evaluated": "test" in artifact.metrics,
         "parity": asdict(result.parity),
     }
 
 
 def _print(result: Export) -> None:
+    from sertool.export.card import card_path
+
     artifact, parity = result.artifact, result.parity
     table = Table(show_header=False)
     table.add_row("file", str(result.path))
     table.add_row("size", f"{result.size_bytes / 1e6:.2f} MB")
-    table.add_row("network", f"{artifact.network}, {artifact.precision}")
+    table.add_row("network", f"{artifact.network}, {artifact.precision}, {artifact.form}")
     table.add_row("parameters", f"{artifact.parameters / 1e6:.2f} M")
     table.add_row("MACs a window", f"{artifact.macs / 1e6:.0f} M for {artifact.window_seconds:.2f} s")
     table.add_row("same label as the run", f"{parity.agreement:.1%} of {parity.clips} training clips")
     table.add_row("logits against the run", f"SNR {parity.snr_db:.0f} dB, at most {parity.max_error:.2g} off")
     table.add_row("licence", artifact.licence)
+    table.add_row("model card", str(card_path(result.path)))
     OUTPUT.print(table)
     typer.echo(f"now run: ser-edge info {result.path}")

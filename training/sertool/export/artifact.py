@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from errno import ENOSPC
 from itertools import islice
@@ -11,26 +11,41 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import ModelProto
 
-from edge_runtime.artifact import METADATA_KEY, Artifact, GoldenVector, golden_signal
+from edge_runtime.artifact import FORMS, METADATA_KEY, Artifact, GoldenVector, golden_signal
 from edge_runtime.backends import Backend, load_backend
 from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.frontend import FloatArray, log_mel, tile_or_cut
+from edge_runtime.litert import HEAD, TRUNK, WINDOW
+from edge_runtime.model_file import seal
 from edge_runtime.recognizer import Recognizer
 from sertool.corpora.adapters import CORPORA
 from sertool.corpora.manifest import Clip
+from sertool.corpora.splits import PARTS
+from sertool.export.calibrate import calibrate, validation_clips
+from sertool.export.card import card_path, model_card, refuse_foreign_card
+from sertool.export.half import to_half
 from sertool.export.onnx import to_onnx
-from sertool.export.parity import INT8_MIN_SNR_DB, ExportError, Parity, check_parity, measure_parity
+from sertool.export.parity import (
+    INT8_MIN_SNR_DB,
+    ExportError,
+    Parity,
+    check_parity,
+    kind_of_file,
+    measure_parity,
+    proven_parity,
+)
 from sertool.export.quantize import balanced_choice, fingerprint, quantize, training_clips, with_short_windows
+from sertool.export.stream import StreamModel, check_stream, to_file, to_stream
+from sertool.export.tflite import to_tflite
 from sertool.features import Progress
-from sertool.files import atomic_path
-from sertool.networks import Student, count_macs, count_parameters, predict
+from sertool.files import atomic_path, write_text
+from sertool.networks import count_macs, count_parameters, predict
 from sertool.run import Run, describe_environment
 
-FORMATS = ("onnx",)
-PRECISIONS = ("fp32", "int8")
+FORMATS = ("onnx", "tflite")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 UNSPECIFIED_LICENCE = "unspecified: ask the owners of the training data"
 
@@ -59,8 +74,9 @@ def export_run(
     run: Run,
     output: str | Path,
     *,
-    file_format: str = "onnx",
+    file_format: str | None = None,
     precision: str = "int8",
+    form: str = "window",
     licence: str | None = None,
     calibration_clips: int = 64,
     force: bool = False,
@@ -73,62 +89,110 @@ def export_run(
 
     Args:
         run: a finished run, one fold.
-        output: the file, ending in ``.onnx``; replaced if it exists.
-        file_format: one of :data:`FORMATS`.
+        output: the file; replaced if it exists.
+        file_format: one of :data:`FORMATS`, on which the file's name must end; what it ends on when None.
         precision: one of :data:`PRECISIONS`.
+        form: one of :data:`~edge_runtime.artifact.FORMS`.
         licence: licence of the weights; that of the corpus when None.
         calibration_clips: clips of training speakers that the ranges of int8 activations are measured on.
         force: export a run that was not evaluated on test speakers.
         progress: told how many clips are done.
 
     Raises:
-        UsageError: an unknown format or precision, another suffix, or a run without a test evaluation.
-        ExportError: the file does not compute what the network computes.
+        UsageError: an unknown format, precision or form, another suffix, a run without a test evaluation, or a network
+            that looks ahead as a stream.
+        ExportError: the file does not compute what the network computes, or not the same as a stream.
         AudioError: a training clip cannot be read.
         SerError: the file cannot be written.
     """
     output = Path(output)
-    _check_request(run, output, file_format, precision, force)
+    _check_request(run, output, file_format, precision, form, force)
     calibration, verification = _choose(run, calibration_clips if precision == "int8" else 0)
+    validation, uncalibrated = validation_clips(run)
     provenance = _provenance(run, calibration)
-    windows = _windows(run, [*calibration, *verification], progress)
+    windows = _windows(run, [*calibration, *verification, *validation], progress)
     network = run.network()
+    frames = run.front_end.frames(run.window_samples)
     try:
         with atomic_path(output) as temporary:
-            model = to_onnx(network, run.front_end.frames(run.window_samples), run.front_end.mel_bands)
-            if calibration:
+            model = to_onnx(network, frames, run.front_end.mel_bands)
+            if precision == "fp16":
+                model = to_half(model)
+            elif calibration:
                 model = quantize(model, with_short_windows(islice(windows, len(calibration))))
-            onnx.save(model, temporary)
+            temporary.write_bytes(_content(model, output.suffix, frames))
             backend = load_backend(temporary)
-            expected, computed = _logits(network, backend, windows)
-            parity = measure_parity(expected, computed)
+            verified = np.stack(list(islice(windows, len(verification))))
+            parity = measure_parity(predict(network, verified), _logits(backend, verified))
             check_parity(parity, precision, str(run.path))
+            stream = to_stream(model) if form == "stream" else None
+            if stream:
+                temporary.write_bytes(_content(stream, output.suffix, frames))
+                window, backend = backend, load_backend(temporary)
+                off = check_stream(window, backend, np.concatenate(verified[:2]), precision, str(run.path))
+                provenance["export"]["stream"] = {"max_error": off}
             provenance["export"]["parity"] = asdict(parity)
-            artifact = describe(run, precision, licence, provenance, golden_vector(run, backend, precision))
-            helper.set_model_props(model, {METADATA_KEY: artifact.to_json()})
-            onnx.save(model, temporary)
-            _check_on_device(temporary, verification[0], computed[0])
+            logits = np.array([predict(network, window[None])[0] for window in windows])
+            provenance["export"]["temperature"] = asdict(calibrate(run, validation, logits, uncalibrated))
+            artifact = describe(run, precision, licence, provenance, golden_vector(run, backend, precision), stream)
+            proven = proven_parity(run, kind_of_file(output.suffix, precision, form))
+            artifact = replace(artifact, card=model_card(artifact, proven))
+            content = _content(stream or model, output.suffix, frames, artifact.to_json())
+            temporary.write_bytes(seal(content))
+            artifact = _check_on_device(temporary, verification[0], backend.predict(verified[:1])[0])
             size = temporary.stat().st_size
     except OSError as error:
         space = f"; it needs room there and in {gettempdir()}" if error.errno == ENOSPC else ""
         raise SerError(f"{output}: cannot be written ({error.strerror or error}){space}") from error
+    write_text(card_path(output), artifact.card)
     return Export(output, size, artifact, parity)
 
 
-def _check_request(run: Run, output: Path, file_format: str, precision: str, force: bool) -> None:
+def _check_request(run: Run, output: Path, file_format: str | None, precision: str, form: str, force: bool) -> None:
+    file_format = file_format or output.suffix.removeprefix(".")
     if file_format not in FORMATS:
         raise UsageError(f"--format {file_format!r} is not offered; {nearest(file_format, FORMATS)}")
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision!r} is not offered; {nearest(precision, PRECISIONS)}")
+    if form not in FORMS:
+        raise UsageError(f"--form {form!r} is not offered; {nearest(form, FORMS)}")
+    padding = run.recipe.network.time_padding
+    if form == "stream" and padding != "causal":
+        raise UsageError(
+            f"{run.path}: trained with network.time_padding = {padding!r}, it looks ahead as no stream can; "
+            "export it with --form window, or train it with --set network.time_padding=causal"
+        )
     if output.suffix != f".{file_format}":
         raise UsageError(f"{output}: the name of the file must end in .{file_format}")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder; give the name of a file in it")
+    refuse_foreign_card(card_path(output))
     if "test" not in run.metrics and not force:
         raise UsageError(
             f"{run.path}: not evaluated on test speakers, so nobody could know how good the file is; "
             f"run: sertool evaluate {run.path}; or export it all the same with --force"
         )
+
+
+def _content(network: ModelProto | StreamModel, suffix: str, frames: int, description: str = "") -> bytes:
+    """Return the file of a network in the format that a suffix names, not sealed yet.
+
+    Args:
+        network: as a window's or as a stream's.
+        suffix: one of :data:`FORMATS`, after a dot.
+        frames: length of the window.
+        description: what the artifact says of itself.
+    """
+    metadata = {METADATA_KEY: description} if description else {}
+    stream = network if isinstance(network, StreamModel) else None
+    if suffix == ".tflite":
+        signatures = {TRUNK: (stream.trunk, stream.stride), HEAD: (stream.head, 1)} if stream else None
+        return to_tflite(signatures or {WINDOW: (network, frames)}, metadata)
+    model = ModelProto()
+    model.CopyFrom(to_file(stream) if stream else network)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
 
 
 def _choose(run: Run, calibration_clips: int) -> tuple[list[Clip], list[Clip]]:
@@ -146,23 +210,21 @@ def _windows(run: Run, clips: Sequence[Clip], progress: Progress | None) -> Iter
             progress(done, len(clips))
 
 
-def _logits(network: Student, backend: Backend, windows: Iterable[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Return the logits (N, classes) of the network and of the exported file."""
-    together = np.stack(list(windows))
-    computed = [backend.predict(window[None]) for window in together]
-    return predict(network, together), np.concatenate(computed)
+def _logits(backend: Backend, windows: FloatArray) -> FloatArray:
+    """Return the logits (N, classes) of the exported file for windows (N, frames, mel_bands), one by one."""
+    return np.concatenate([backend.predict(window[None]) for window in windows])
 
 
 def golden_vector(run: Run, backend: Backend, precision: str) -> GoldenVector:
     """Return the self-test: what the exported file computes for the golden signal.
 
     A CPU that rounds otherwise may move an 8-bit activation by one step, so an int8 file is allowed the error that
-    quantisation itself is allowed; fp32 files keep the format's own tolerance.
+    quantisation itself is allowed; float files keep the format's own tolerance.
     """
     frames = log_mel(golden_signal(run.window_samples, run.front_end.sample_rate), run.front_end)
     logits = backend.predict(run.normalization.apply(frames)[None])[0]
     golden = GoldenVector(_numbers(frames.mean(axis=0)), _numbers(logits))
-    if precision == "fp32":
+    if precision != "int8":
         return golden
     allowed = float(np.sqrt(np.mean(logits**2))) * 10 ** (-INT8_MIN_SNR_DB / 20)
     return replace(golden, logits_tolerance=max(golden.logits_tolerance, allowed))
@@ -173,7 +235,12 @@ def _numbers(values: FloatArray) -> tuple[float, ...]:
 
 
 def describe(
-    run: Run, precision: str, licence: str | None, provenance: dict[str, Any], golden: GoldenVector
+    run: Run,
+    precision: str,
+    licence: str | None,
+    provenance: dict[str, Any],
+    golden: GoldenVector,
+    stream: StreamModel | None = None,
 ) -> Artifact:
     """Return the description of a run that its exported file carries.
 
@@ -183,6 +250,7 @@ def describe(
         licence: of the weights; that of the corpus when None.
         provenance: where the weights come from and how they were exported.
         golden: the file's self-test.
+        stream: what the file holds, where it is no window.
     """
     network = run.network()
     return Artifact(
@@ -195,9 +263,14 @@ def describe(
         licence=licence or corpus_licence(run),
         golden=golden,
         parameters=count_parameters(network),
+        temperature=provenance["export"]["temperature"]["temperature"],
         macs=count_macs(network, run.front_end.frames(run.window_samples), run.front_end.mel_bands),
         provenance=provenance,
         metrics=_anonymous({part: run.metrics[part] for part in ("test",) if part in run.metrics}),
+        form="stream" if stream else "window",
+        stride=stream.stride if stream else 0,
+        context_frames=stream.context_frames if stream else 0,
+        receptive_field=stream.receptive_field if stream else 0,
     )
 
 
@@ -224,12 +297,20 @@ def _provenance(run: Run, calibration: Sequence[Clip]) -> dict[str, Any]:
     """Return the run's provenance with the licence of its corpora and with what this export adds."""
     clips = {"clips": len(calibration), "sha256": fingerprint(calibration)} if calibration else None
     corpora = [corpus | {"licence": _licence(corpus)} for corpus in run.provenance["corpora"]]
-    export = {"versions": describe_environment()["versions"], "calibration": clips}
-    return _anonymous(run.provenance) | {"corpora": corpora, "export": export}
+    export = {
+        "versions": describe_environment()["versions"],
+        "checkpoint": run.checkpoint_hash,
+        "calibration": clips,
+    }
+    split = {"protocol": run.split.protocol, "fold": run.recipe.data.fold, "folds": len(run.split.folds)}
+    split |= {f"{part}_speakers": len(run.fold.part(part)) for part in PARTS}
+    return _anonymous(run.provenance) | {"corpora": corpora, "split": split, "export": export}
 
 
-def _check_on_device(path: Path, clip: Clip, logits: FloatArray) -> None:
-    """Load the file as a device does, self-test included, and compare its answer for a clip with the one expected."""
-    recognized = Recognizer(path).logits(clip.read())
+def _check_on_device(path: Path, clip: Clip, logits: FloatArray) -> Artifact:
+    """Load the file as a device does, self-test included, compare its answer for a window, and return what it says."""
+    recognizer = Recognizer(path)
+    recognized = recognizer.logits(tile_or_cut(clip.read(), recognizer.artifact.window_samples))
     if not np.array_equal(recognized, logits):
         raise ExportError(f"{path}: loaded again, the file gives other logits; nothing was written")
+    return recognizer.artifact

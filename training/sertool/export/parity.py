@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edge_runtime.errors import SerError
 from edge_runtime.frontend import FloatArray
+from sertool.run import Run, read_parity
 
 FP32_MAX_ERROR = 1e-4
 """Largest accepted difference of a logit, relative to the largest one where that exceeds 1. The same sums in another
@@ -73,7 +75,7 @@ def check_parity(parity: Parity, precision: str, where: str = "export") -> None:
 
     Args:
         parity: as measured.
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
         where: how to name the run in the error.
 
     Raises:
@@ -94,7 +96,30 @@ def check_parity(parity: Parity, precision: str, where: str = "export") -> None:
             )
     elif not (parity.snr_db >= INT8_MIN_SNR_DB and parity.agreement >= INT8_MIN_AGREEMENT):
         raise ExportError(
-            f"{where}: int8 loses too much: {parity.agreement:.1%} of {parity.clips} clips keep their label (at least "
-            f"{INT8_MIN_AGREEMENT:.0%}), logits at {parity.snr_db:.0f} dB (at least {INT8_MIN_SNR_DB:.0f}); "
+            f"{where}: {precision} loses too much: {parity.agreement:.1%} of {parity.clips} clips keep their label "
+            f"(at least {INT8_MIN_AGREEMENT:.0%}), logits at {parity.snr_db:.0f} dB (at least {INT8_MIN_SNR_DB:.0f}); "
             "nothing was written; give more --calibration-clips, train longer, or use --precision fp32"
         )
+
+
+def kind_of_file(suffix: str, precision: str, form: str = "window") -> str:
+    """Name what tells exports of one run apart.
+
+    Example:
+        >>> kind_of_file(".onnx", "int8"), kind_of_file(".tflite", "fp32", "stream")
+        ('onnx int8', 'tflite fp32 stream')
+    """
+    return " ".join([suffix.lstrip("."), precision, *([form] if form != "window" else [])])
+
+
+def proven_parity(run: Run, kind: str) -> dict[str, Any] | None:
+    """Return what ``sertool parity`` measured on test speakers for a kind of file of this very run, or None.
+
+    The folder above the run is asked first: there the folds are pooled.
+    """
+    for folder in (run.path.parent, run.path):
+        measured = read_parity(folder)
+        files: dict[str, dict[str, Any]] = {file["kind"]: file for file in measured.get("files", [])}
+        if kind in files and run.checkpoint_hash in measured["checkpoints"].values():
+            return {name: measured[name] for name in ("clips", "speakers", "folds")} | files[kind]
+    return None
