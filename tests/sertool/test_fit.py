@@ -656,7 +656,9 @@ def test_a_missing_graph(own_tones: Any, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(tones: Any, tmp_path: Path) -> None:
-    assert_refused(tones.recipe(training__device="cuda"), tmp_path / "run", "this machine has no usable GPU")
+    assert_refused(
+        tones.recipe(training__device="cuda"), tmp_path / "run", "this torch sees no CUDA GPU; use auto or cpu"
+    )
 
 
 @pytest.mark.parametrize(("learning_rate", "loss"), [(1e30, "nan|inf"), (1e3, r"[\d.]+e\+\d\d")])

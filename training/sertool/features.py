@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,38 @@ def log_mel_windows(
         AudioError: a clip cannot be read.
         SerError: the cached file is damaged.
     """
-    path = cache_folder() / f"log-mel-{_cache_key(manifest, front_end, window_samples, context_frames)}.npy"
+    past = context_frames * front_end.hop
+
+    def compute(row: int) -> FloatArray:
+        # Rolled by the context, the repeated clip has its beginning where the window begins.
+        samples = np.roll(manifest.clips[row].read(), past)
+        return log_mel(tile_or_cut(samples, past + window_samples), front_end)
+
+    lengths = [window_samples, context_frames] if context_frames else [window_samples]
+    name = f"log-mel-{cache_key(manifest, front_end.to_dict(), *lengths)}"
+    return cached_rows(name, len(manifest), compute, progress)
+
+
+def cached_rows(
+    name: str, count: int, compute: Callable[[int], FloatArray], progress: Progress | None = None
+) -> FloatArray:
+    """Return an array whose rows are computed once and kept on disk.
+
+    Args:
+        name: of the file in :func:`cache_folder`, without its suffix; says what decides the content.
+        count: number of rows, at least one.
+        compute: gives a row, float32, all of one shape.
+        progress: told how far the work is.
+
+    Returns:
+        float32 (count, ...), read-only, from disk.
+
+    Raises:
+        SerError: the cached file is damaged.
+    """
+    path = cache_folder() / f"{name}.npy"
     if not path.is_file():
-        _compute(path, manifest, front_end, window_samples, context_frames, progress)
+        _compute(path, count, compute, progress)
     try:
         cached: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
@@ -63,33 +93,26 @@ def log_mel_windows(
     return cached
 
 
-def _compute(
-    path: Path,
-    manifest: Manifest,
-    front_end: FrontEnd,
-    window_samples: int,
-    context_frames: int,
-    progress: Progress | None,
-) -> None:
-    past = context_frames * front_end.hop
-    shape = (len(manifest), front_end.frames(past + window_samples), front_end.mel_bands)
-    header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+def _compute(path: Path, count: int, compute: Callable[[int], FloatArray], progress: Progress | None) -> None:
+    first = compute(0)
+    header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (count, *first.shape)}
     # Written, not mapped into memory: where the disk is full, a mapped page kills the process instead of raising.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for row, clip in enumerate(manifest.clips, start=1):
-            # Rolled by the context, the repeated clip has its beginning where the window begins.
-            samples = tile_or_cut(np.roll(clip.read(), past), past + window_samples)
-            file.write(log_mel(samples, front_end).tobytes())
+        for row in range(count):
+            file.write((compute(row) if row else first).tobytes())
             if progress:
-                progress(row, len(manifest))
+                progress(row + 1, count)
 
 
-def _cache_key(manifest: Manifest, front_end: FrontEnd, window_samples: int, context_frames: int) -> str:
+def cache_key(manifest: Manifest, *parameters: Any) -> str:
+    """Return 16 hexadecimal digits that follow the content of all clips and of parameters that JSON can hold.
+
+    Raises:
+        AudioError: the file of a clip is missing.
+    """
     contents = [(content_hash(clip.path), clip.start, clip.end) for clip in manifest.clips]
-    lengths = [window_samples, context_frames] if context_frames else [window_samples]
-    description = json.dumps([contents, front_end.to_dict(), *lengths])
-    return hashlib.sha256(description.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([contents, *parameters]).encode()).hexdigest()[:16]
 
 
 def measure_normalization(windows: FloatArray) -> Normalization:

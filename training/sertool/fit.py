@@ -7,8 +7,6 @@ weights as one that was not.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -20,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
@@ -30,19 +26,20 @@ from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray, FrontEnd
 from sertool.audio import content_hash
 from sertool.corpora.manifest import Manifest, load_manifest
-from sertool.corpora.splits import PARTS, Fold, check_split, load_split
+from sertool.corpora.splits import PARTS, Fold, load_fold, load_split, training_labels
+from sertool.epochs import load_resume, save_history, save_resume
 from sertool.export.quantize import balanced_choice, with_short_windows
 from sertool.features import Progress, log_mel_windows, measure_normalization
-from sertool.files import atomic_path, write_json, write_text
+from sertool.files import write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
+from sertool.hardware import choose_device, has_bfloat16
 from sertool.losses import neighbour_loss
 from sertool.networks import Student, TimeReach, build_network, time_reach
 from sertool.qat import RoundedComputation
-from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
+from sertool.recipe import Neighbours, Recipe, load_recipe, write_recipe
 from sertool.run import (
     ClipRecord,
     Run,
-    RunError,
     StudentDescription,
     changed_clip,
     describe_clips,
@@ -132,10 +129,10 @@ def fit(
     if (folder / "recipe.toml").is_file():
         _refuse_other_run(recipe, folder)
     manifest = load_manifest(recipe.data.manifest)
-    fold = _fold(recipe, manifest)
+    _, fold = load_fold(recipe.data.split, recipe.data.fold, manifest)
     speakers = _speakers(fold, recipe.data.parts)
     rows = manifest.indices(speakers)
-    labels = _labels(manifest, rows)
+    labels = training_labels(manifest, rows)
     neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
     trained = describe_clips([manifest.clips[row] for row in rows])
     if (folder / "recipe.toml").is_file():
@@ -145,7 +142,7 @@ def fit(
     start = _start(recipe, folder, labels, manifest, fold, allow_seen) if recipe.training.start else None
 
     training = recipe.training
-    device = _device(training)
+    device = choose_device(training.device)
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, len(labels), start, device)
@@ -167,7 +164,7 @@ def fit(
 
     rounded = RoundedComputation(network, _calibration(manifest, rows, data)) if training.quantization_aware else None
     resume = folder / "resume.safetensors"
-    reports = _resume(resume, network, optimizer, bank)
+    reports = load_resume(resume, optimizer, _state(network, bank))
     if on_start:
         on_start(
             f"{len(rows)} clips, {len(speakers)} speakers, {len(labels)} labels; "
@@ -181,9 +178,10 @@ def fit(
         with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
             for epoch in range(len(reports), training.epochs):
                 report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast, rounded)
-                reports.append(report)
-                _save_resume(resume, network, optimizer, bank, reports)
-                _save_history(folder / "history.csv", reports, curves)
+                reports.append(asdict(report))
+                save_resume(resume, optimizer, _state(network, bank), reports)
+                save_history(folder / "history.csv", reports)
+                _draw(report, curves)
                 if on_epoch:
                     on_epoch(report)
         if rounded:
@@ -368,46 +366,16 @@ def _with_context(recipe: Recipe) -> bool:
     return recipe.network.time_padding == "causal" and recipe.training.context > 0
 
 
-def _device(training: Training) -> torch.device:
-    if training.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device = 'cuda': this machine has no usable GPU; use 'cpu' or 'auto'")
-    name = training.device if training.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def _precision(recipe: Recipe, device: torch.device) -> str:
     if recipe.training.precision != "auto":
         return recipe.training.precision
     if recipe.training.quantization_aware:
         return "fp32"  # bfloat16 is coarser than int8
-    return "bf16" if recipe.network.name != "mobilenet15" and _has_bfloat16(device) else "fp32"
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Tell whether the hardware multiplies bfloat16; emulated, it is twenty times slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def _fold(recipe: Recipe, manifest: Manifest) -> Fold:
-    split = load_split(recipe.data.split)
-    check_split(split, manifest)
-    if not 1 <= recipe.data.fold <= len(split.folds):
-        raise UsageError(f"{recipe.data.split}: no fold {recipe.data.fold}; valid: 1 to {len(split.folds)}")
-    return split.folds[recipe.data.fold - 1]
+    return "bf16" if recipe.network.name != "mobilenet15" and has_bfloat16(device) else "fp32"
 
 
 def _speakers(fold: Fold, parts: Iterable[str]) -> list[str]:
     return [speaker for part in parts for speaker in fold.part(part)]
-
-
-def _labels(manifest: Manifest, rows: list[int]) -> tuple[str, ...]:
-    labels = tuple(sorted({manifest.clips[row].label for row in rows}))
-    if len(labels) < 2:
-        raise UsageError(f"{manifest.path}: all training clips are labelled {labels[0]!r}; needed: two labels")
-    return labels
 
 
 def _neighbours(recipe: Recipe, keys: list[str]) -> NDArray[np.int64]:
@@ -515,53 +483,12 @@ def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: 
         )
 
 
-def _save_resume(
-    path: Path,
-    network: Student,
-    optimizer: torch.optim.Adam,
-    bank: EmbeddingBank,
-    reports: list[EpochReport],
-) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-    tensors |= {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"reports": json.dumps([asdict(report) for report in reports])}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+def _state(network: Student, bank: EmbeddingBank) -> dict[str, Tensor]:
+    """Return all that an epoch changes but the optimizer, by name."""
+    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    return weights | {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
 
 
-def _resume(path: Path, network: Student, optimizer: torch.optim.Adam, bank: EmbeddingBank) -> list[EpochReport]:
-    """Load the state after the last whole epoch; return the reports so far, empty for a fresh start."""
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            reports = [EpochReport(**report) for report in json.loads(file.metadata()["reports"])]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: damaged; delete it to start this run again") from error
-    network.load_state_dict(_below("network.", tensors))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below("optimizer.", tensors).items():
-        number, _, kind = name.partition(".")
-        state.setdefault(int(number), {})[kind] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    bank.embeddings.copy_(tensors["bank.embeddings"])
-    bank.visited.copy_(tensors["bank.visited"])
-    return reports
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _save_history(path: Path, reports: list[EpochReport], curves: SummaryWriter) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(reports[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(report) for report in reports)
-    write_text(path, text.getvalue())
+def _draw(report: EpochReport, curves: SummaryWriter) -> None:
     for name in ("loss", "neighbour_loss", "learning_rate"):
-        curves.add_scalar(name, getattr(reports[-1], name), reports[-1].epoch)
+        curves.add_scalar(name, getattr(report, name), report.epoch)

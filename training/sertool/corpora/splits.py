@@ -286,6 +286,36 @@ def load_split(path: str | Path) -> Split:
     return split
 
 
+def load_fold(path: str | Path, number: int, manifest: Manifest) -> tuple[Split, Fold]:
+    """Read a split that fits a manifest and choose a fold of it.
+
+    Args:
+        path: the split.
+        number: of the fold, counted from 1.
+        manifest: the corpus.
+
+    Raises:
+        UsageError: no such fold, or what :func:`load_split` and :func:`check_split` refuse.
+    """
+    split = load_split(path)
+    check_split(split, manifest)
+    if not 1 <= number <= len(split.folds):
+        raise UsageError(f"{path}: no fold {number}; valid: 1 to {len(split.folds)}")
+    return split, split.folds[number - 1]
+
+
+def training_labels(manifest: Manifest, rows: Sequence[int]) -> tuple[str, ...]:
+    """Return the labels of the rows trained on, sorted.
+
+    Raises:
+        UsageError: there is only one.
+    """
+    labels = tuple(sorted({manifest.clips[row].label for row in rows}))
+    if len(labels) < 2:
+        raise UsageError(f"{manifest.path}: all training clips are labelled {labels[0]!r}; needed: two labels")
+    return labels
+
+
 def _parsed(content: Any) -> Split:
     fields = _known_keys(content, ("protocol", "seed", "hash", "folds"), "the split")
     folds = fields.get("folds")
