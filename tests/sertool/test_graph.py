@@ -300,14 +300,22 @@ def test_a_teacher_that_heard_test_speakers_is_refused_and_on_demand_recorded(
 ) -> None:
     heard = ["ada", "bea"]
     embeddings = embedded(heard, [tones.folder / f"{speaker}-joy-0.wav" for speaker in heard])
-    # The second fold tests ada.
-    with pytest.raises(UsageError, match=r"loudness was trained on test speaker 'ada' of fold 2.*--allow-seen"):
-        build_fold_graphs(*corpus_of(tones), embeddings)
-    reports = [made.report for made in build_fold_graphs(*corpus_of(tones), embeddings, allow_seen=True)]
+    manifest, split = corpus_of(tones)
+    # The second fold tests ada and trains on bea.
+    second = Split(split.protocol, split.seed, split.folds[1:])
+    with pytest.raises(UsageError, match=r"loudness was trained on test speaker 'ada' of fold 1.*--allow-seen"):
+        build_fold_graphs(manifest, second, embeddings)
+    reports = [made.report for made in build_fold_graphs(manifest, split, embeddings, allow_seen=True)]
     assert [report["seen"] for report in reports] == [
-        {"validation": [], "test": []},
-        {"validation": [], "test": ["ada"]},
+        {"train": ["ada", "bea"], "validation": [], "test": []},
+        {"train": ["bea"], "validation": [], "test": ["ada"]},
     ]
+
+
+def test_a_teacher_that_heard_the_joined_speakers_is_refused(tones: Any, embedded: Callable[..., Embeddings]) -> None:
+    embeddings = embedded(["bea"], [tones.folder / "bea-joy-0.wav"])
+    with pytest.raises(UsageError, match=r"loudness was trained on train speaker 'bea' of fold 1; .*--allow-seen"):
+        build_fold_graphs(*corpus_of(tones), embeddings)
 
 
 def test_whom_a_public_teacher_heard_is_not_known(tones: Any, embedded: Callable[..., Embeddings]) -> None:
@@ -330,8 +338,8 @@ def test_validation_speakers_are_held_out_unless_they_are_joined(
     split = Split("by hand", 0, (Fold(("ada", "dov"), ("bea",), ("cyd",)),))
     with pytest.raises(UsageError, match="trained on validation speaker 'bea' of fold 1"):
         build_fold_graphs(manifest, split, embeddings)
-    made = build_fold_graphs(manifest, split, embeddings, parts=("train", "validation"))
-    assert made[0].report["seen"] == {"test": []}
+    made = build_fold_graphs(manifest, split, embeddings, parts=("train", "validation"), allow_seen=True)
+    assert made[0].report["seen"] == {"train": [], "validation": ["bea"], "test": []}
     assert made[0].report["graph"]["clips"] == 36
     with pytest.raises(UsageError, match="part 'test' cannot be in a graph"):
         build_fold_graphs(manifest, split, embeddings, parts=("test",))

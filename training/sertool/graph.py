@@ -233,7 +233,7 @@ class FoldGraph:
     Attributes:
         graph: the edges.
         report: for ``graph.json``: ``fold``, ``teacher``, ``split_hash``, the settings (``parts``, ``threshold``,
-            ``neighbours``, ``centre``, ``mutual``), ``seen`` (speakers held out of the graph whom the teacher was
+            ``neighbours``, ``centre``, ``mutual``), ``seen`` (speakers of the split whom the teacher was
             trained on, by part; None where nobody knows), ``graph`` (what :func:`diagnose` says), and ``nearest_raw``
             and ``nearest_centred``: the same for each clip's nearest neighbours, whatever their cosine, so that raw and
             centred embeddings can be compared.
@@ -266,10 +266,10 @@ def build_fold_graphs(
         max_neighbours: most edges of a clip.
         centre: subtract the mean embedding.
         mutual: keep an edge only if both ends choose it.
-        allow_seen: take a teacher that was trained on speakers whom the student is tested on.
+        allow_seen: take a teacher that was trained on speakers of this split.
 
     Raises:
-        UsageError: a teacher that was trained on a held-out speaker, an unknown part or speaker, clips without
+        UsageError: a teacher that was trained on a speaker of this split, an unknown part or speaker, clips without
             embedding, or what :func:`build_graph` refuses.
         SerError: a fold without any edge.
     """
@@ -280,9 +280,9 @@ def build_fold_graphs(
     heard = embeddings.heard_speakers(manifest)
     made = []
     for number, fold in enumerate(split.folds, start=1):
-        seen = {part: [s for s in fold.part(part) if s in heard] for part in PARTS if part not in parts}
+        seen = {part: [s for s in fold.part(part) if s in heard] for part in PARTS}
         if not allow_seen:
-            _refuse_seen(seen, number, embeddings)
+            _refuse_seen(seen, parts, number, embeddings)
         rows = manifest.indices(_speakers(fold, parts))
         clips = [manifest.clips[row] for row in rows]
         keys = [clip.key for clip in clips]
@@ -318,10 +318,14 @@ def _speakers(fold: Fold, parts: Sequence[str]) -> list[str]:
     return [speaker for part in parts for speaker in fold.part(part)]
 
 
-def _refuse_seen(seen: dict[str, list[str]], fold: int, embeddings: Embeddings) -> None:
-    """Refuse a teacher that hands on what it learnt from the speakers whom the student is to be tested on."""
-    for part, speakers in seen.items():
-        if speakers:
+def _refuse_seen(seen: dict[str, list[str]], joined: Sequence[str], fold: int, embeddings: Embeddings) -> None:
+    """Refuse a teacher that hands on what it learnt from the speakers of this split.
+
+    Of those whom the student is tested on it would hand on the answers; of those who are joined it knows the labels
+    by heart, so that the graph looks better than the teacher's judgement of other voices is.
+    """
+    for part in sorted(seen, key=lambda part: part in joined):
+        if speakers := seen[part]:
             more = f" and {len(speakers) - 1} more" if len(speakers) > 1 else ""
             raise UsageError(
                 f"{embeddings.folder}: {embeddings.teacher['name']} was trained on {part} speaker {speakers[0]!r}"

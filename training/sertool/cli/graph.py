@@ -28,16 +28,16 @@ def graph(
     centre: Annotated[bool, typer.Option(help="Subtract the mean embedding first.")] = False,
     mutual: Annotated[bool, typer.Option(help="Keep an edge only if both ends choose each other.")] = False,
     allow_seen: Annotated[
-        bool, typer.Option("--allow-seen", help="Take a teacher run that was trained on speakers held out here.")
+        bool, typer.Option("--allow-seen", help="Take a teacher that was trained on speakers of this split.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Graph folder.")] = Path("graph"),
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Build the neighbour graph of each fold's training speakers and report what it joins.
 
-    Test speakers are never part of a graph, and a teacher run that was trained on them is refused. The report
-    compares raw with centred embeddings: a graph is worth having when its edges join one label (homophily) far more
-    often than chance, and not only one speaker.
+    Test speakers are never part of a graph, and a teacher that was trained on speakers of the split is refused. The
+    report compares raw with centred embeddings: a graph is worth having when its edges join one label (homophily) far
+    more often than chance, and not only one speaker.
 
     Examples:
 
