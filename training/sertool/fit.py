@@ -180,8 +180,7 @@ def fit(
                 report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast, rounded)
                 reports.append(asdict(report))
                 save_resume(resume, optimizer, _state(network, bank), reports)
-                save_history(folder / "history.csv", reports)
-                _draw(report, curves)
+                _record(folder, reports, curves)
                 if on_epoch:
                     on_epoch(report)
         if rounded:
@@ -489,6 +488,7 @@ def _state(network: Student, bank: EmbeddingBank) -> dict[str, Tensor]:
     return weights | {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
 
 
-def _draw(report: EpochReport, curves: SummaryWriter) -> None:
+def _record(folder: Path, reports: list[dict[str, Any]], curves: SummaryWriter) -> None:
+    save_history(folder / "history.csv", reports)
     for name in ("loss", "neighbour_loss", "learning_rate"):
-        curves.add_scalar(name, getattr(report, name), report.epoch)
+        curves.add_scalar(name, reports[-1][name], reports[-1]["epoch"])

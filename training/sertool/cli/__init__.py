@@ -8,7 +8,21 @@ import typer
 
 from edge_runtime.errors import SerError
 from sertool import __version__
-from sertool.cli import compare, corpus, embed, evaluate, export, graph, networks, paper, parity, recipe, split, train
+from sertool.cli import (
+    compare,
+    corpus,
+    embed,
+    evaluate,
+    export,
+    graph,
+    networks,
+    paper,
+    parity,
+    recipe,
+    split,
+    teacher,
+    train,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(split.app, name="split")
+app.add_typer(teacher.app, name="teacher")
 app.command("embed")(embed.embed)
 app.command("graph")(graph.graph)
 app.add_typer(recipe.app, name="recipe")
@@ -57,7 +72,8 @@ def main() -> None:
         code = _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     if code == 130:  # typer turns Ctrl-C into this code and says nothing
         # These keep what they have done so far.
-        advice = "; the same command goes on from here" if sys.argv[1:2] in (["train"], ["embed"], ["paper"]) else ""
+        kept = sys.argv[1:2] in (["train"], ["embed"], ["teacher"], ["paper"])
+        advice = "; the same command goes on from here" if kept else ""
         _fail(f"interrupted{advice}", code)
     sys.exit(code)
 

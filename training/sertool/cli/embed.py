@@ -21,28 +21,39 @@ def embed(
         typer.Option(
             metavar="DIR",
             help="Folder of a transformers speech encoder (Whisper, wav2vec 2.0, HuBERT, WavLM), its name on the "
-            "Hugging Face hub (owner/name or owner/name@revision), or a run folder of sertool train.",
+            "Hugging Face hub (owner/name or owner/name@revision), a folder of sertool teacher tune, or a run folder "
+            "of sertool train.",
         ),
     ],
     layer: Annotated[
         int | None,
         typer.Option(help="0: what enters the first transformer block; then each block.", show_default="the middle"),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fc1|fc2|layer:K",
+            help="Where a tuned teacher is embedded; layer:K says the same as --layer K.",
+            show_default="fc1",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Embeddings folder.")] = Path("embeddings"),
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compute one embedding a clip: the mean of a teacher's layer over the clip's real frames.
+    """Compute one embedding a clip: the mean over the clip's real frames of what a teacher's layer gives.
 
     What the folder holds already is not computed again, so the same command goes on after an interruption and
-    takes in clips that were added to the manifest. A folder belongs to one teacher at one layer.
+    takes in clips that were added to the manifest. A folder belongs to one teacher at one place.
 
     Middle layers carry emotion best; the last ones serve the words.
 
     Examples:
 
       sertool embed manifest.csv --teacher whisper-base-encoder --layer 3 -o embeddings
+
+      sertool embed manifest.csv --teacher teacher --at fc1 -o embeddings-fc1
 
       sertool embed manifest.csv --teacher runs/source -o embeddings-source
     """
@@ -57,7 +68,7 @@ def embed(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_teacher(teacher, layer, device)
+    loaded = load_teacher(teacher, layer, device, at)
     computed = 0
 
     def show(clips: Sequence[Clip]) -> Iterator[Clip]:

@@ -1,0 +1,435 @@
+"""Tuning a teacher: two linear layers on a speech encoder, trained on an emotional corpus (sections 2.1 and 3.2).
+
+Every epoch draws its order and its dropout from the seed and the epoch's number alone, and ends by writing all that
+the next one needs. So a tuning that was interrupted anywhere goes on from its last whole epoch and ends with the same
+weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edge_runtime.errors import AudioError, SerError, UsageError
+from edge_runtime.frontend import FloatArray, tile_or_cut
+from edge_runtime.recognizer import softmax
+from sertool.corpora.adapters import CORPORA
+from sertool.corpora.manifest import Manifest, load_manifest
+from sertool.corpora.splits import PARTS, Split, load_fold, load_split, training_labels
+from sertool.epochs import load_resume, save_history, save_resume
+from sertool.evaluate import Predictions, save_evaluation
+from sertool.features import Progress, cache_key, cached_rows
+from sertool.files import write_json
+from sertool.hardware import choose_device, has_bfloat16
+from sertool.metrics import confusion_matrix, unweighted_average_recall
+from sertool.run import ClipRecord, changed_clip, describe_clips, describe_environment, read_trained, save_trained
+from sertool.teacher.encoder import SpeechEncoder, load_encoder, refuse_tuned
+from sertool.teacher.tuned import Heads, TuningSettings, read_tuning, save_heads, write_tuning
+
+FROZEN_HEAD_LEARNING_RATE = 3e-4
+"""Of the heads where nothing else is trained: the paper's 3e-5 is made for an encoder that follows them. Of 3e-5, 1e-4,
+3e-4 and 1e-3 the best on RAVDESS' validation speakers after the paper's 20 epochs."""
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """What one epoch did.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: how many there will be.
+        loss: mean cross entropy of the clips.
+        validation_uar: UAR on the validation speakers, for information: no choice is made by it; None without any.
+        seconds: it took, with the validation.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    validation_uar: float | None
+    seconds: float
+
+
+class TeacherNetwork(torch.nn.Module):
+    """An encoder with FC1 and FC2, of which a part may be frozen.
+
+    What the frozen part gives is the same in every epoch: :meth:`prepare` computes it once a clip.
+
+    Args:
+        encoder: up to the layer that is tuned.
+        classes: number of labels.
+        freeze: ``none``: only the convolutions in front are frozen, as in the paper; a number: so many blocks, and
+            all below them; ``all``: the whole encoder.
+
+    Raises:
+        UsageError: more blocks than the encoder has, or blocks that cannot be run apart.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: SpeechEncoder, classes: int, freeze: str | int) -> None:
+        super().__init__()
+        self.encoder, self.freeze = encoder, freeze
+        self.heads = Heads(encoder.dimension, classes)
+        if freeze == "all":
+            encoder.requires_grad_(False)
+        else:
+            encoder.freeze(0 if freeze == "none" else int(freeze))
+        self.register_buffer("mean", torch.zeros(encoder.dimension))
+        self.register_buffer("std", torch.ones(encoder.dimension))
+
+    def standardize(self, prepared: FloatArray) -> None:
+        """Let the heads see a frozen encoder's activations with mean 0 and deviation 1 over training clips.
+
+        What an inner layer gives has a mean many times its deviation: without this, 20 epochs end far from what two
+        linear layers can learn. :meth:`folded_heads` takes it into FC1, so that a tuned teacher has nothing but its
+        two layers.
+
+        Args:
+            prepared: float32 (clips, 1, dimension) of the clips trained on.
+        """
+        self.mean.copy_(torch.from_numpy(prepared.mean(axis=(0, 1), dtype=np.float64)))
+        self.std.copy_(torch.from_numpy(prepared.std(axis=(0, 1), dtype=np.float64)).clamp(min=1e-6))
+
+    def folded_heads(self) -> Heads:
+        """Return heads that give on the encoder's activations what these give on standardised ones."""
+        heads = copy.deepcopy(self.heads)
+        with torch.no_grad():
+            heads.fc1.weight.div_(self.std)
+            heads.fc1.bias.sub_(heads.fc1.weight @ self.mean)
+        return heads
+
+    @torch.no_grad()
+    def prepare(self, samples: FloatArray) -> FloatArray:
+        """Return float32 what :meth:`forward` takes for a clip (n,): the output of the frozen part."""
+        inputs = self.encoder.inputs(samples)
+        if self.freeze == "none":
+            return np.asarray(inputs[0])
+        inputs = inputs.to(self.encoder.device)
+        if self.freeze == "all":
+            # One frame for all: FC1 is linear, so the mean over time may as well be taken before it.
+            return np.asarray(self.encoder(inputs).mean(dim=1).cpu())
+        return np.asarray(self.encoder.below(inputs, int(self.freeze))[0].cpu())
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """Map the prepared clips (B, ...) to logits (B, classes)."""
+        logits: Tensor = self.heads(self._activations(prepared))
+        return logits
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the weights that are trained, by name."""
+        return {name: weights for name, weights in self.named_parameters() if weights.requires_grad}
+
+    def _activations(self, prepared: Tensor) -> Tensor:
+        if self.freeze == "none":
+            activations: Tensor = self.encoder(prepared)
+            return activations
+        if self.freeze == "all":
+            return (prepared - self.mean) / self.std
+        return self.encoder.above(prepared, int(self.freeze))
+
+
+def tune(
+    settings: TuningSettings,
+    folder: Path,
+    *,
+    on_start: Callable[[str], None] | None = None,
+    on_epoch: Callable[[TuningReport], None] | None = None,
+    on_prepare: Progress | None = None,
+) -> bool:
+    """Tune a teacher into a folder; go on from where an earlier call was interrupted.
+
+    The last epoch is the result. Validation and test speakers are only ever predicted.
+
+    Args:
+        settings: with absolute paths.
+        folder: see :mod:`sertool.teacher.tuned` for what it holds.
+        on_start: told in one line what is tuned on what, before the first epoch.
+        on_epoch: told after every epoch.
+        on_prepare: told while the frozen part's outputs are computed.
+
+    Returns:
+        whether anything was done; False for a tuning that was finished already.
+
+    Raises:
+        UsageError: encoder, manifest, split and settings do not fit together, or the folder holds another tuning.
+        AudioError: a clip cannot be read.
+        ArtifactError: the encoder's weights are damaged.
+        SerError: the loss is not a number, or what an earlier call left is damaged.
+    """
+    refuse_tuned(settings.encoder)
+    _refuse_other_use(folder)
+    manifest = load_manifest(settings.manifest)
+    split, fold = load_fold(settings.split, settings.fold, manifest)
+    rows = {part: manifest.indices(list(fold.part(part))) for part in PARTS}
+    trained_rows = manifest.indices([speaker for part in settings.parts for speaker in fold.part(part)])
+    labels = training_labels(manifest, trained_rows)
+    trained = describe_clips([manifest.clips[row] for row in trained_rows])
+    settings = _resolve(settings)
+    if (folder / "tuning.json").is_file():
+        _refuse_other_tuning(settings, folder, split, manifest, trained)
+    if (folder / "heads.safetensors").is_file():
+        return False
+
+    device = choose_device(settings.device)
+    precision = _precision(settings, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    encoder = load_encoder(settings.encoder, "last" if settings.layer is None else settings.layer)
+    _refuse_other_encoder(folder, encoder)
+    torch.manual_seed(settings.seed)
+    network = TeacherNetwork(encoder, len(labels), settings.freeze).to(device)
+    optimizer = _optimizer(network, settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        data = TuningSet(
+            _prepare(network, manifest, settings, on_prepare),
+            torch.tensor([labels.index(clip.label) if clip.label in labels else -1 for clip in manifest.clips]),
+        )
+        if settings.freeze == "all":
+            network.standardize(data.inputs[trained_rows])
+        _start_folder(folder, settings, labels, encoder, split, trained)
+        resume = folder / "resume.safetensors"
+        reports = load_resume(resume, optimizer, network.trained())
+        if on_start:
+            on_start(
+                f"{len(trained_rows)} clips, {len(labels)} labels; {encoder.name} up to layer {encoder.layer}, "
+                f"{sum(map(Tensor.numel, network.trained().values())):,} weights on {device.type} in {precision}"
+                + (f"; goes on after epoch {len(reports)}" if reports else "")
+            )
+        for epoch in range(len(reports), settings.epochs):
+            started = time.perf_counter()
+            loss = _epoch(epoch, network, optimizer, data, trained_rows, settings, autocast)
+            held_out = [] if "validation" in settings.parts else rows["validation"]
+            uar = _uar(network, data, held_out) if held_out else None
+            report = TuningReport(epoch + 1, settings.epochs, loss, uar, time.perf_counter() - started)
+            reports.append(asdict(report))
+            save_resume(resume, optimizer, network.trained(), reports)
+            save_history(folder / "history.csv", reports)
+            if on_epoch:
+                on_epoch(report)
+        for part in PARTS:
+            if rows[part] and part not in settings.parts:
+                predictions = _predictions(
+                    labels, manifest, rows[part], data.targets, _logits(network, data, rows[part])
+                )
+                save_evaluation(folder, part, predictions, split.hash)
+    finally:
+        torch.set_num_threads(threads)
+    _finish(folder, network, settings, labels)
+    return True
+
+
+@dataclass(frozen=True)
+class TuningSet:
+    """All clips of the manifest, in its order.
+
+    Attributes:
+        inputs: float32 (N, ...), what :meth:`TeacherNetwork.prepare` gives; on disk.
+        targets: int64 (N,), positions of the labels; -1 for a label that is not trained.
+    """
+
+    inputs: FloatArray
+    targets: Tensor
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
+        """Return the prepared clips of these rows on a device."""
+        return torch.from_numpy(self.inputs[rows]).to(device)
+
+
+def _epoch(
+    epoch: int,
+    network: TeacherNetwork,
+    optimizer: torch.optim.Optimizer,
+    data: TuningSet,
+    rows: Sequence[int],
+    settings: TuningSettings,
+    autocast: torch.autocast,
+) -> float:
+    """Train for one epoch and return the mean loss."""
+    order = np.random.default_rng([settings.seed, epoch]).permutation(rows).tolist()
+    seed = int(np.random.default_rng([settings.seed, epoch, 1]).integers(2**32))
+    torch.manual_seed(seed)  # dropout
+    np.random.seed(seed)  # SpecAugment: transformers draws its masks from numpy's global generator
+    network.train()
+    device, total = network.encoder.device, 0.0
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        with autocast:
+            logits = network(data.batch(batch, device))
+        loss = functional.cross_entropy(logits.float(), data.targets[batch].to(device))
+        if not math.isfinite(loss.item()):
+            raise SerError(f"tuning diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item() * len(batch)
+    return total / len(order)
+
+
+@torch.inference_mode()
+def _logits(network: TeacherNetwork, data: TuningSet, rows: Sequence[int], batch_size: int = 16) -> FloatArray:
+    """Return float32 (rows, classes), always computed in float32."""
+    network.eval()
+    device = network.encoder.device
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return np.concatenate([network(data.batch(batch, device)).cpu().numpy() for batch in batches])
+
+
+def _uar(network: TeacherNetwork, data: TuningSet, rows: Sequence[int]) -> float:
+    logits = _logits(network, data, rows)
+    confusion = confusion_matrix(data.targets[rows].numpy(), logits.argmax(axis=1), logits.shape[1])
+    return unweighted_average_recall(confusion)
+
+
+def _predictions(
+    labels: tuple[str, ...], manifest: Manifest, rows: Sequence[int], targets: Tensor, logits: FloatArray
+) -> Predictions:
+    if not np.isfinite(logits).all():
+        raise SerError("the tuned network answers with infinite numbers; tune again, with a lower learning rate")
+    clips = [manifest.clips[row] for row in rows]
+    return Predictions(
+        labels,
+        tuple(clip.key for clip in clips),
+        tuple(clip.speaker for clip in clips),
+        tuple(clip.gender for clip in clips),
+        targets[rows].numpy(),
+        softmax(logits),
+    )
+
+
+def _prepare(
+    network: TeacherNetwork, manifest: Manifest, settings: TuningSettings, progress: Progress | None
+) -> FloatArray:
+    """Return what the trained part is fed with for every clip of the manifest, from the cache where it is there."""
+    encoder = network.eval().encoder
+
+    def prepare(row: int) -> FloatArray:
+        clip = manifest.clips[row]
+        prepared = network.prepare(tile_or_cut(clip.read(), settings.window_samples))
+        if not np.isfinite(prepared).all():
+            raise AudioError(f"{clip.path}: {encoder.name} gives no finite numbers for it")
+        return prepared
+
+    # Frozen blocks give the same whatever is trained above them, inputs the same for every layer.
+    depth = encoder.layer if settings.freeze == "all" else settings.freeze
+    decisive = [encoder.weights_hash, encoder.settings_hash, settings.freeze == "all", depth, settings.window_samples]
+    name = f"teacher-{cache_key(manifest, *decisive)}"
+    return cached_rows(name, len(manifest), prepare, progress)
+
+
+def _optimizer(network: TeacherNetwork, settings: TuningSettings) -> torch.optim.Adam:
+    body = [weights for weights in network.encoder.parameters() if weights.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": network.heads.parameters(), "lr": settings.head_learning_rate}]
+    return torch.optim.Adam([*groups, {"params": body, "lr": settings.learning_rate}] if body else groups)
+
+
+def _resolve(settings: TuningSettings) -> TuningSettings:
+    """Fill in what depends on other settings."""
+    known = CORPORA[settings.corpus].licence if settings.corpus in CORPORA else "unspecified"
+    apart = FROZEN_HEAD_LEARNING_RATE if settings.freeze == "all" else settings.learning_rate
+    update = {
+        "licence": settings.licence or known,
+        "head_learning_rate": settings.head_learning_rate or apart,
+    }
+    return settings.model_copy(update=update)
+
+
+def _precision(settings: TuningSettings, device: torch.device) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if has_bfloat16(device) else "fp32"
+
+
+def _describe_encoder(encoder: SpeechEncoder) -> dict[str, Any]:
+    return {
+        "name": encoder.name,
+        "kind": encoder.kind,
+        "layer": encoder.layer,
+        "layers": encoder.layers,
+        "dimension": encoder.dimension,
+        "licence": encoder.licence,
+        "weights_sha256": encoder.weights_hash,
+        "settings_sha256": encoder.settings_hash,
+    }
+
+
+def _start_folder(
+    folder: Path,
+    settings: TuningSettings,
+    labels: tuple[str, ...],
+    encoder: SpeechEncoder,
+    split: Split,
+    trained: ClipRecord,
+) -> None:
+    split.save(folder / "split.json")
+    write_json(folder / "environment.json", describe_environment())
+    save_trained(folder, trained)
+    # Last, because it marks the folder as a tuning.
+    write_tuning(folder, settings, labels, _describe_encoder(encoder))
+
+
+def _finish(folder: Path, network: TeacherNetwork, settings: TuningSettings, labels: tuple[str, ...]) -> None:
+    record = _describe_encoder(network.encoder)
+    if settings.freeze != "all":
+        temporary = folder / ".encoder"
+        for left in (temporary, folder / "encoder"):
+            shutil.rmtree(left, ignore_errors=True)
+        network.encoder.save(temporary)
+        temporary.rename(folder / "encoder")
+        saved = load_encoder(str(folder / "encoder"), network.encoder.layer)
+        record["tuned"] = {"weights_sha256": saved.weights_hash, "settings_sha256": saved.settings_hash}
+    write_tuning(folder, settings, labels, record)
+    save_heads(folder / "heads.safetensors", network.folded_heads())
+    (folder / "resume.safetensors").unlink(missing_ok=True)
+
+
+def _refuse_other_use(folder: Path) -> None:
+    """Refuse a folder whose files a tuning would mix with its own."""
+    marks = {"recipe.toml": "a run", "teacher.json": "embeddings", "config.json": "an encoder"}
+    for mark, what in marks.items():
+        if (folder / mark).exists():
+            raise UsageError(f"{folder}: holds {what} ({mark}); give another folder with -o")
+
+
+def _refuse_other_encoder(folder: Path, encoder: SpeechEncoder) -> None:
+    """Refuse to go on above frozen or half-tuned weights that were others when the tuning was begun."""
+    if not (folder / "tuning.json").is_file():
+        return
+    earlier = read_tuning(folder).encoder
+    if earlier | _describe_encoder(encoder) != earlier:
+        raise UsageError(
+            f"{folder}: was begun with other weights than {encoder.folder} has now; give another folder with -o, "
+            "or delete that one"
+        )
+
+
+def _refuse_other_tuning(
+    settings: TuningSettings, folder: Path, split: Split, manifest: Manifest, trained: ClipRecord
+) -> None:
+    """Refuse to go on with a tuning, or to call it finished, with other settings or data than it was begun with."""
+    elsewhere = "give another folder with -o, or delete that one"
+    earlier = read_tuning(folder).settings.model_dump()
+    for name, value in settings.model_dump().items():
+        if earlier[name] != value:
+            raise UsageError(f"{folder}: holds a tuning with {name} = {earlier[name]!r}, not {value!r}; {elsewhere}")
+    known = load_split(folder / "split.json").hash
+    if known != split.hash:
+        raise UsageError(f"{folder}: holds a tuning on split {known}, not {split.hash}; {elsewhere}")
+    before = read_trained(folder)
+    if before is not None and before != trained:
+        new = sorted(trained.keys() - before.keys())
+        change = f"clip {new[0]!r} is new" if new else changed_clip(before, manifest)
+        raise UsageError(f"{folder}: holds a tuning on other clips: in {manifest.path}, {change}; {elsewhere}")
