@@ -58,7 +58,7 @@ def tune(
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-5,
     head_learning_rate: Annotated[
         float | None,
-        typer.Option(help="Of FC1 and FC2.", show_default="--learning-rate; 0.0003 with --freeze all"),
+        typer.Option(help="Of FC1 and FC2.", show_default="--learning-rate; 0.0003 above frozen blocks"),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=30, help="Clips are repeated or cut to this length.")] = 4.0,
     corpus: Annotated[

@@ -11,7 +11,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ from sertool.teacher.encoder import SpeechEncoder, load_encoder, refuse_tuned
 from sertool.teacher.tuned import Heads, TuningSettings, read_tuning, save_heads, write_tuning
 
 FROZEN_HEAD_LEARNING_RATE = 3e-4
-"""Of the heads where nothing else is trained: the paper's 3e-5 is made for an encoder that follows them. Of 3e-5, 1e-4,
-3e-4 and 1e-3 the best on RAVDESS' validation speakers after the paper's 20 epochs."""
+"""Of the heads above frozen blocks: the paper's 3e-5 is made for an encoder that follows them as a whole. Of 3e-5,
+1e-4, 3e-4 and 1e-3 the best on RAVDESS' validation speakers after the paper's 20 epochs of the heads alone."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,21 @@ class TeacherNetwork(torch.nn.Module):
         self.register_buffer("mean", torch.zeros(encoder.dimension))
         self.register_buffer("std", torch.ones(encoder.dimension))
 
-    def standardize(self, prepared: FloatArray) -> None:
-        """Let the heads see a frozen encoder's activations with mean 0 and deviation 1 over training clips.
+    @torch.no_grad()
+    def standardize(self, batches: Iterable[Tensor]) -> None:
+        """Let the heads see the clips' mean activations, as they are now, with mean 0 and deviation 1.
 
-        What an inner layer gives has a mean many times its deviation: without this, 20 epochs end far from what two
-        linear layers can learn. :meth:`folded_heads` takes it into FC1, so that a tuned teacher has nothing but its
-        two layers.
+        What an inner layer gives has a mean many times its deviation: without this, 20 epochs of the heads alone end
+        far from what two linear layers can learn, and blocks below would be bent to make up for it.
+        :meth:`folded_heads` takes it into FC1, so that a tuned teacher has nothing but its two layers.
 
         Args:
-            prepared: float32 (clips, 1, dimension) of the clips trained on.
+            batches: the prepared clips that are trained on.
         """
-        self.mean.copy_(torch.from_numpy(prepared.mean(axis=(0, 1), dtype=np.float64)))
-        self.std.copy_(torch.from_numpy(prepared.std(axis=(0, 1), dtype=np.float64)).clamp(min=1e-6))
+        self.eval()
+        means = torch.cat([self._activations(batch).mean(dim=1) for batch in batches])
+        self.std.copy_(means.std(dim=0, correction=0).clamp(min=1e-6))
+        self.mean.copy_(means.mean(dim=0))
 
     def folded_heads(self) -> Heads:
         """Return heads that give on the encoder's activations what these give on standardised ones."""
@@ -125,20 +128,24 @@ class TeacherNetwork(torch.nn.Module):
 
     def forward(self, prepared: Tensor) -> Tensor:
         """Map the prepared clips (B, ...) to logits (B, classes)."""
-        logits: Tensor = self.heads(self._activations(prepared))
+        logits: Tensor = self.heads((self._activations(prepared) - self.mean) / self.std)
         return logits
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return the weights that are trained, by name."""
-        return {name: weights for name, weights in self.named_parameters() if weights.requires_grad}
+    @property
+    def trained_weights(self) -> int:
+        """How many numbers are trained."""
+        return sum(weights.numel() for weights in self.parameters() if weights.requires_grad)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights that are trained and what :meth:`standardize` found, by name."""
+        weights = {name: weights for name, weights in self.named_parameters() if weights.requires_grad}
+        return weights | {"mean": self.mean, "std": self.std}
 
     def _activations(self, prepared: Tensor) -> Tensor:
         if self.freeze == "none":
             activations: Tensor = self.encoder(prepared)
             return activations
-        if self.freeze == "all":
-            return (prepared - self.mean) / self.std
-        return self.encoder.above(prepared, int(self.freeze))
+        return prepared if self.freeze == "all" else self.encoder.above(prepared, int(self.freeze))
 
 
 def tune(
@@ -198,15 +205,15 @@ def tune(
             _prepare(network, manifest, settings, on_prepare),
             torch.tensor([labels.index(clip.label) if clip.label in labels else -1 for clip in manifest.clips]),
         )
-        if settings.freeze == "all":
-            network.standardize(data.inputs[trained_rows])
         _start_folder(folder, settings, labels, encoder, split, trained)
         resume = folder / "resume.safetensors"
-        reports = load_resume(resume, optimizer, network.trained())
+        reports = load_resume(resume, optimizer, network.state())
+        if settings.freeze != "none" and not reports:  # in the paper, which freezes no block, FC1 sees raw activations
+            network.standardize(data.batches(trained_rows, device))
         if on_start:
             on_start(
                 f"{len(trained_rows)} clips, {len(labels)} labels; {encoder.name} up to layer {encoder.layer}, "
-                f"{sum(map(Tensor.numel, network.trained().values())):,} weights on {device.type} in {precision}"
+                f"{network.trained_weights:,} weights on {device.type} in {precision}"
                 + (f"; goes on after epoch {len(reports)}" if reports else "")
             )
         for epoch in range(len(reports), settings.epochs):
@@ -216,7 +223,7 @@ def tune(
             uar = _uar(network, data, held_out) if held_out else None
             report = TuningReport(epoch + 1, settings.epochs, loss, uar, time.perf_counter() - started)
             reports.append(asdict(report))
-            save_resume(resume, optimizer, network.trained(), reports)
+            save_resume(resume, optimizer, network.state(), reports)
             save_history(folder / "history.csv", reports)
             if on_epoch:
                 on_epoch(report)
@@ -247,6 +254,10 @@ class TuningSet:
     def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
         """Return the prepared clips of these rows on a device."""
         return torch.from_numpy(self.inputs[rows]).to(device)
+
+    def batches(self, rows: Sequence[int], device: torch.device, size: int = 16) -> Iterator[Tensor]:
+        """Return the prepared clips of these rows on a device, so many at a time."""
+        return (self.batch(rows[start : start + size], device) for start in range(0, len(rows), size))
 
 
 def _epoch(
@@ -280,12 +291,10 @@ def _epoch(
 
 
 @torch.inference_mode()
-def _logits(network: TeacherNetwork, data: TuningSet, rows: Sequence[int], batch_size: int = 16) -> FloatArray:
+def _logits(network: TeacherNetwork, data: TuningSet, rows: Sequence[int]) -> FloatArray:
     """Return float32 (rows, classes), always computed in float32."""
     network.eval()
-    device = network.encoder.device
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return np.concatenate([network(data.batch(batch, device)).cpu().numpy() for batch in batches])
+    return np.concatenate([network(batch).cpu().numpy() for batch in data.batches(rows, network.encoder.device)])
 
 
 def _uar(network: TeacherNetwork, data: TuningSet, rows: Sequence[int]) -> float:
@@ -339,7 +348,7 @@ def _optimizer(network: TeacherNetwork, settings: TuningSettings) -> torch.optim
 def _resolve(settings: TuningSettings) -> TuningSettings:
     """Fill in what depends on other settings."""
     known = CORPORA[settings.corpus].licence if settings.corpus in CORPORA else "unspecified"
-    apart = FROZEN_HEAD_LEARNING_RATE if settings.freeze == "all" else settings.learning_rate
+    apart = settings.learning_rate if settings.freeze == "none" else FROZEN_HEAD_LEARNING_RATE
     update = {
         "licence": settings.licence or known,
         "head_learning_rate": settings.head_learning_rate or apart,
