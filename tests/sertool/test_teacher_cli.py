@@ -240,7 +240,7 @@ def test_a_graph_on_what_the_teacher_heard_is_refused(
     allowed = graph(target, {"train": ["xcyd", "xada"], "test": ["xbea", "xfox"]}, "--allow-seen")
     assert allowed.code == 0
     report = json.loads((tmp_path / "target-graph" / "fold-1" / "graph.json").read_text())
-    assert report["seen"] == {"known_by": "audio", "train": ["xada"], "validation": [], "test": ["xbea"]}
+    assert report["seen"] == {"train": ["xada"], "validation": [], "test": ["xbea"]}
     assert report["teacher"]["corpora"] == ["manifest"] and report["teacher"]["speakers"] == SPLIT["train"]
 
 

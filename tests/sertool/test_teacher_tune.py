@@ -654,6 +654,12 @@ def test_an_encoder_that_is_another_or_gone_by_now_is_refused(own_tuned: Path) -
         load_teacher(str(own_tuned / "partly"))
 
 
+def test_a_teacher_that_forgot_whom_it_heard_is_refused(own_tuned: Path) -> None:
+    (own_tuned / "frozen" / "trained.json").unlink()
+    with pytest.raises(SerError, match=r"trained\.json: missing, nobody knows what was tuned on; tune again"):
+        load_teacher(str(own_tuned / "frozen"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"epochs": "many"}, "labels": [], "encoder": {}}'])
 def test_a_damaged_record_is_refused(own_tuned: Path, text: str) -> None:
     (own_tuned / "frozen" / "tuning.json").write_text(text)

@@ -33,7 +33,7 @@ from sertool.corpora.splits import load_split
 from sertool.files import atomic_path, write_json
 from sertool.hardware import choose_device
 from sertool.recipe import Section, explain
-from sertool.run import read_trained
+from sertool.run import ClipRecord, read_trained
 from sertool.teacher.encoder import EncoderTeacher, SpeechEncoder, load_encoder
 
 FC1_WIDTH = 256
@@ -143,6 +143,18 @@ class Tuning:
                 )
         return encoder
 
+    @property
+    def trained(self) -> ClipRecord:
+        """The clips tuned on.
+
+        Raises:
+            SerError: the record is missing or damaged.
+        """
+        trained = read_trained(self.path)
+        if trained is None:
+            raise SerError(f"{self.path / 'trained.json'}: missing, nobody knows what was tuned on; tune again")
+        return trained
+
     def load_heads(self) -> Heads:
         """Return FC1 and FC2.
 
@@ -225,8 +237,7 @@ class TunedTeacher:
         self.dimension = self._layers[-1].out_features if self._layers else self._teacher.dimension
         weights = b"".join(bytes(tensor.numpy()) for head in self._layers for tensor in head.state_dict().values())
         self.identity = hashlib.sha256(self._teacher.identity.encode() + weights).hexdigest()
-        trained = read_trained(tuning.path) or {}
-        self.heard_audio = frozenset(clip["audio"] for clip in trained.values())
+        self.heard_audio = frozenset(clip["audio"] for clip in tuning.trained.values())
         split = load_split(tuning.path / "split.json")
         fold = split.folds[settings.fold - 1]
         self.description: dict[str, Any] = self._teacher.description | {
