@@ -104,17 +104,14 @@ def _embed(sweep: Sweep, name: str, folder: Path, manifest: Manifest, on_clips: 
         _tune(sweep.tuned[settings.tuned], source, f"tuned.{settings.tuned}", say)
     else:
         source = expand(settings.source)
-    if settings.at.startswith("layer:"):
-        teacher = load_teacher(str(source), int(settings.at.removeprefix("layer:")))
-    else:
-        teacher = load_teacher(str(source), at=settings.at or None)  # type: ignore[call-arg]
+    teacher = load_teacher(str(source), at=settings.at or None)
     return embed_manifest(manifest, teacher, folder / "embeddings" / name, lambda clips: on_clips(teacher.name, clips))
 
 
 def _tune(tuned: Tuned, folder: Path, where: str, say: Say) -> None:
     """Tune a teacher, or go on with it; manifest and split lie beside it where they are made here."""
-    from sertool.teacher.tune import tune  # type: ignore[import-not-found]
-    from sertool.teacher.tuned import parse_settings  # type: ignore[import-not-found]
+    from sertool.teacher.tune import tune
+    from sertool.teacher.tuned import parse_settings
 
     manifest, split = (folder.with_name(f"{folder.name}{suffix}").absolute() for suffix in (".csv", ".json"))
     if tuned.manifest:
