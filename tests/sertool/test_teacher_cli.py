@@ -98,7 +98,7 @@ def test_the_command_tunes_and_says_what_came_of_it(tune: Callable[..., Any], tm
         (["--freeze", "some"], "--freeze 'some': expected none, all, or a number of blocks"),
         (["--freeze", "1"], "freeze 1: layer 1 stands on 1 blocks; valid: none, fewer, all"),
         (["--fold", "2"], "no fold 2; valid: 1 to 1"),
-        (["--part", "test"], "parts.0 = 'test': valid: train, validation"),
+        (["--part", "test"], "parts.1 = 'test': valid: train, validation"),
         (["--learning-rate", "0"], "learning_rate = 0.0: input should be greater than 0"),
         (["--learning-rate", "nan"], "learning_rate = nan: input should be"),
         (["--precision", "fp64"], "precision = 'fp64': did you mean 'fp32'? valid: auto, bf16, fp32"),
