@@ -23,7 +23,7 @@ from edge_runtime.recognizer import Recognizer
 from sertool.corpora.adapters import CORPORA
 from sertool.corpora.manifest import Clip
 from sertool.corpora.splits import PARTS
-from sertool.export.calibrate import calibrate, validation_clips
+from sertool.export.calibrate import calibrate, predict_as, validation_clips
 from sertool.export.card import card_path, model_card, refuse_foreign_card
 from sertool.export.half import to_half
 from sertool.export.onnx import to_onnx
@@ -132,8 +132,13 @@ def export_run(
                 off = check_stream(window, backend, np.concatenate(verified[:2]), precision, str(run.path))
                 provenance["export"]["stream"] = {"max_error": off}
             provenance["export"]["parity"] = asdict(parity)
-            logits = np.array([predict(network, window[None])[0] for window in windows])
-            provenance["export"]["temperature"] = asdict(calibrate(run, validation, logits, uncalibrated))
+            logits = np.array(
+                [
+                    predict_as(form, network, window, run.front_end.frames(len(clip.read())))
+                    for clip, window in zip(validation, windows, strict=True)
+                ]
+            )
+            provenance["export"]["temperature"] = asdict(calibrate(run, validation, logits, uncalibrated, form))
             artifact = describe(run, precision, licence, provenance, golden_vector(run, backend, precision), stream)
             proven = proven_parity(run, kind_of_file(output.suffix, precision, form))
             artifact = replace(artifact, card=model_card(artifact, proven))

@@ -11,9 +11,11 @@ from scipy.optimize import minimize_scalar
 
 from edge_runtime.frontend import FloatArray
 from edge_runtime.recognizer import softmax
+from sertool.audio import content_hash
 from sertool.corpora.manifest import Clip
 from sertool.evaluate import Predictions, predictions_path
 from sertool.metrics import IntArray, expected_calibration_error, negative_log_likelihood
+from sertool.networks import Student, predict, predict_beginnings
 from sertool.run import Run
 
 HOTTEST = 20.0
@@ -32,7 +34,7 @@ class Calibration:
         temperature: divides the logits before the softmax; 1 where none was fitted.
         reason: why none was fitted; empty where one was.
         validation: what it does to validation speakers, see :func:`measure`; None where there are none.
-        test: what it does to speakers who had no say in it, see :func:`measure`; None where that is unknown.
+        test: what it does to speakers who had no say in it, see :func:`measure`; None where they were not heard so.
     """
 
     temperature: float
@@ -47,10 +49,32 @@ def validation_clips(run: Run) -> tuple[list[Clip], str]:
         return [], "the split has no validation speakers"
     if "validation" in run.recipe.data.parts:
         return [], "the validation speakers were trained on"
-    return [clip for clip in run.clips("validation") if clip.label in run.labels], ""
+    clips = run.clips("validation")
+    if any(content_hash(path) in run.heard_audio for path in {clip.path for clip in clips}):
+        return [], "the run that it was trained from heard the validation speakers"
+    return [clip for clip in clips if clip.label in run.labels], ""
 
 
-def calibrate(run: Run, clips: Sequence[Clip], logits: FloatArray, reason: str = "") -> Calibration:
+def predict_as(form: str, network: Student, window: FloatArray, frames: int) -> FloatArray:
+    """Return the network's logits (classes,) of a clip as a file of a form hears it.
+
+    Args:
+        form: ``window``, or ``stream``: once, from its beginning.
+        network: causal for a stream.
+        window: float32 (frames, mel_bands), the normalised window that the clip is repeated or cut to.
+        frames: how many the clip itself has.
+    """
+    logits: FloatArray = (
+        predict(network, window[None])
+        if form == "window"
+        else predict_beginnings(network, window[None], np.array([frames]))
+    )[0]
+    return logits
+
+
+def calibrate(
+    run: Run, clips: Sequence[Clip], logits: FloatArray, reason: str = "", form: str = "window"
+) -> Calibration:
     """Fit the temperature of a run.
 
     Args:
@@ -58,6 +82,7 @@ def calibrate(run: Run, clips: Sequence[Clip], logits: FloatArray, reason: str =
         clips: of validation speakers; with none, the temperature is 1.
         logits: (N, classes), the network's answers to them.
         reason: why there are no clips.
+        form: in which the clips are heard.
     """
     temperature, validation = 1.0, None
     if clips:
@@ -65,7 +90,8 @@ def calibrate(run: Run, clips: Sequence[Clip], logits: FloatArray, reason: str =
         temperature, reason = _best(logits, truth)
         validation = measure(softmax(logits), truth, temperature)
     path = predictions_path(run.path, "test")
-    test = Predictions.load(path) if path.is_file() and "test" in run.metrics else None
+    heard_alike = run.metrics.get("test", {}).get("form", "window") == form
+    test = Predictions.load(path) if path.is_file() and "test" in run.metrics and heard_alike else None
     observed = measure(test.probabilities, test.truth, temperature) if test else None
     return Calibration(temperature, reason, validation, observed)
 

@@ -96,6 +96,7 @@ def _identity(artifact: Artifact) -> list[str]:
 def _data(provenance: dict[str, Any]) -> list[str]:
     split = provenance["split"]
     corpora = [(corpus["name"] or "unnamed", corpus["licence"]) for corpus in provenance["corpora"]]
+    started = provenance["recipe"]["training"].get("start")
     trained = " and ".join(provenance["recipe"]["data"]["parts"])
     return [
         *_table(("corpus", "licence"), corpora),
@@ -103,6 +104,7 @@ def _data(provenance: dict[str, Any]) -> list[str]:
         f"Split `{provenance['split_hash']}` ({split['protocol']}), fold {split['fold']} of {split['folds']}: "
         f"{split['train_speakers']} speakers to train, {split['validation_speakers']} to validate, "
         f"{split['test_speakers']} to test; none stands in two parts. Trained on: {trained}.",
+        *(["", "Its weights began with those of an earlier run, whose corpora are among these."] if started else []),
     ]
 
 
@@ -118,9 +120,10 @@ def _results(artifact: Artifact) -> list[str]:
     rows += [(f"UAR, gender {name}", _percent(genders[name]), _interval(of_gender.get(name))) for name in genders]
     if not genders:
         rows += [("UAR by gender", NOT_MEASURED, NOT_MEASURED)]
+    heard = "heard once, as a stream" if test.get("form") == "stream" else "each repeated or cut to a window"
     return [
-        f"The trained network in float, {test['items']} clips of {test['speakers']} speakers. The interval is that of "
-        "other speakers (bootstrap over speakers); with fewer than ten it is rough.",
+        f"The trained network in float, {test['items']} clips of {test['speakers']} speakers, {heard}. "
+        "The interval is that of other speakers (bootstrap over speakers); with fewer than ten it is rough.",
         "",
         *_table(("", "value", "95 % interval"), rows),
     ]

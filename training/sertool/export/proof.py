@@ -22,6 +22,7 @@ from edge_runtime.recognizer import Recognizer, softmax
 from sertool.compare import Answers, RunSet, compare
 from sertool.corpora.manifest import Clip
 from sertool.export.artifact import export_run
+from sertool.export.calibrate import predict_as
 from sertool.export.parity import kind_of_file, measure_parity
 from sertool.features import Progress
 from sertool.files import write_json
@@ -53,9 +54,9 @@ class Fold:
         run: the fold.
         clips: of its test speakers.
         files: by kind.
-        logits: float32 (clips, classes), by kind, with those of the network as :data:`FLOAT`.
-        expected: by kind, the network's logits for the very frames that a file hears: a stream hears a short clip
-            once, where a window is filled with it.
+        logits: float32 (clips, classes), by kind.
+        expected: by kind, the network's logits for the very frames that a file hears: a stream hears a clip once,
+            where a window is filled with it.
     """
 
     run: Run
@@ -158,15 +159,16 @@ def answer_test_clips(run: Run, files: Mapping[str, Recognizer], progress: Progr
     if unknown:
         raise UsageError(f"{run.manifest.path}: label {unknown[0]!r} was not trained; valid: {', '.join(run.labels)}")
     network = run.network()
-    logits: dict[str, list[FloatArray]] = {kind: [] for kind in (FLOAT, *files)}
+    forms = {recognizer.artifact.form for recognizer in files.values()}
+    logits: dict[str, list[FloatArray]] = {kind: [] for kind in files}
     expected: dict[str, list[FloatArray]] = {kind: [] for kind in files}
     for done, clip in enumerate(clips, start=1):
         samples = clip.read()
-        logits[FLOAT].append(predict(network, _window(run, samples)[None])[0])
+        window, frames = _window(run, samples), run.front_end.frames(len(samples))
+        by_form = {form: predict_as(form, network, window, frames) for form in forms}
         for kind, recognizer in files.items():
             logits[kind].append(recognizer.logits(samples))
-            heard = _heard_by_stream(run, samples, recognizer.artifact.stride)
-            expected[kind].append(logits[FLOAT][-1] if heard is None else predict(network, heard[None])[0])
+            expected[kind].append(by_form[recognizer.artifact.form])
         if progress:
             progress(done, len(clips))
     return Fold(run, clips, files, _stacked(logits), _stacked(expected))
@@ -180,43 +182,35 @@ def _window(run: Run, samples: FloatArray) -> FloatArray:
     return run.normalization.apply(log_mel(tile_or_cut(samples, run.window_samples), run.front_end))
 
 
-def _heard_by_stream(run: Run, samples: FloatArray, stride: int) -> FloatArray | None:
-    """Return the frames that :meth:`Recognizer.logits` puts through a stream; None for a file that takes windows."""
-    if not stride:
-        return None
-    length = min(max(len(samples), run.front_end.samples(stride)), run.window_samples)
-    frames = run.normalization.apply(log_mel(tile_or_cut(samples, length), run.front_end))
-    return frames[: len(frames) // stride * stride]
-
-
 def prove(folds: Sequence[Fold]) -> dict[str, Any]:
     """Compare files with the networks they come from, folds pooled; time and weigh those of the first fold.
 
     Returns:
         ``network``, ``parameters``, ``macs``, ``split_hash``, ``clips``, ``speakers``, ``folds`` (their numbers),
-        ``folds_of``, ``checkpoints`` (hash of the weights by fold), ``float`` (``uar``, ``uar_interval``,
-        ``latency_ms``) and ``files``: for each its ``kind``; ``uar``, ``uar_interval``; ``difference`` from the float
+        ``folds_of``, ``checkpoints`` (hash of the weights by fold), ``float_latency_ms`` and ``files``: for each its
+        ``kind``; ``uar``, ``uar_interval``; ``float_uar`` and ``float_uar_interval`` of the network on the same frames;
+        ``difference`` from the float
         network's UAR and ``difference_interval``, paired; ``agreement``: share of clips with the same most probable
         label; ``max_probability_difference``, calibrated; ``max_error`` of a logit, the ``largest`` logit, ``snr_db``
-        of the logits, all against the network on the same frames; ``bytes``; ``latency_ms`` (``median``, ``p95``) of an
+        of the logits; ``bytes``; ``latency_ms`` (``median``, ``p95``) of an
         answer, see :func:`measure_latency`; ``load_seconds`` and ``memory_bytes`` of a fresh process that listens with
         it; ``targets``. And ``versions``.
     """
     first = folds[0]
-    kinds = [FLOAT, *first.files]
-    compared = compare([RunSet(kind, (_answers(folds, kind),)) for kind in kinds])
     latency = measure_latency(first.run, first.files)
-    scores = {
-        kind: {"uar": found["uar"]["mean"], "uar_interval": found["uar"]["interval"]}
-        for kind, found in zip(kinds, compared["sets"], strict=True)
-    }
+    compared = {kind: compare([_set(folds, kind, FLOAT), _set(folds, kind, kind)]) for kind in first.files}
     files = []
-    for kind, difference in zip(kinds[1:], compared["differences"], strict=True):
+    for kind, found in compared.items():
+        network_score, score = (each["uar"] for each in found["sets"])
+        change = found["differences"][0]["uar"]
         entry = {
             "kind": kind,
-            **scores[kind],
-            "difference": difference["uar"]["difference"],
-            "difference_interval": difference["uar"]["interval"],
+            "uar": score["mean"],
+            "uar_interval": score["interval"],
+            "float_uar": network_score["mean"],
+            "float_uar_interval": network_score["interval"],
+            "difference": change["difference"],
+            "difference_interval": change["interval"],
             **_closeness(folds, kind),
             "bytes": first.files[kind].path.stat().st_size,
             "latency_ms": latency[kind],
@@ -230,30 +224,34 @@ def prove(folds: Sequence[Fold]) -> dict[str, Any]:
         "macs": count_macs(
             network, first.run.front_end.frames(first.run.window_samples), first.run.front_end.mel_bands
         ),
-        "split_hash": compared["split_hash"],
-        "clips": compared["clips"],
-        "speakers": compared["speakers"],
+        "split_hash": first.run.split_hash,
+        "clips": sum(len(fold.clips) for fold in folds),
+        "speakers": len({clip.speaker for fold in folds for clip in fold.clips}),
         "folds": [fold.number for fold in folds],
         "folds_of": len(first.run.split.folds),
         "checkpoints": {str(fold.number): fold.run.checkpoint_hash for fold in folds},
-        "float": scores[FLOAT] | {"latency_ms": latency[FLOAT]},
+        "float_latency_ms": latency[FLOAT],
         "files": files,
         "versions": describe_environment()["versions"],
     }
 
 
-def _answers(folds: Sequence[Fold], kind: str) -> Answers:
-    return Answers(
-        folds[0].run.path,
-        folds[0].run.split_hash,
-        folds[0].run.labels,
+def _set(folds: Sequence[Fold], kind: str, by: str) -> RunSet:
+    """Return the answers of a kind of file, or by :data:`FLOAT` those of the network to what such a file hears."""
+    logits = [fold.expected[kind] if by == FLOAT else fold.logits[kind] for fold in folds]
+    first = folds[0].run
+    answers = Answers(
+        first.path,
+        first.split_hash,
+        first.labels,
         tuple(clip.key for fold in folds for clip in fold.clips),
         tuple(clip.speaker for fold in folds for clip in fold.clips),
         np.concatenate([np.full(len(fold.clips), fold.number) for fold in folds]),
         np.concatenate([fold.truth for fold in folds]),
-        np.concatenate([fold.logits[kind].argmax(axis=1) for fold in folds]),
-        len(folds[0].run.split.folds),
+        np.concatenate([of_fold.argmax(axis=1) for of_fold in logits]),
+        len(first.split.folds),
     )
+    return RunSet(by, (answers,))
 
 
 def _closeness(folds: Sequence[Fold], kind: str) -> dict[str, float]:
