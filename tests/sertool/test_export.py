@@ -521,7 +521,7 @@ def test_the_temperature_is_fitted_on_validation_speakers(exported: Export, eval
         assert loss(temperature) <= min(loss(temperature * factor) for factor in (0.8, 0.95, 1.05, 1.25))
     assert found["validation"]["clips"] == len(clips)
     assert found["validation"]["nll"] == pytest.approx([loss(1.0), loss(temperature)], rel=1e-3)
-    assert found["test"]["clips"] == evaluated.metrics["test"]["items"]
+    assert found["test"] is None  # evaluated as a stream, which the file is not
 
 
 def test_the_card_stands_beside_the_file_and_in_it(exported: Export, evaluated: Run) -> None:
@@ -599,6 +599,9 @@ def test_a_stream_and_a_window_of_one_run_are_one_network(streamed: tuple[Export
     assert described.golden == window.artifact.golden
     assert described.provenance["export"]["stream"] == {"max_error": 0.0}
     assert streamed[0].parity == streamed[1].parity
+    calibrated = described.provenance["export"]["temperature"]
+    assert calibrated["test"]["clips"] == evaluated.metrics["test"]["items"]
+    assert calibrated["test"]["ece"][0] == pytest.approx(evaluated.metrics["test"]["ece"], abs=1e-4)
     for clip in evaluated.clips("test")[:6]:
         samples = tile_or_cut(clip.read(), WINDOW_SAMPLES)
         assert np.array_equal(stream.logits(samples), window.logits(samples))
@@ -639,7 +642,7 @@ def test_a_stream_gives_the_events_that_its_window_model_foretells(
         if len(frames) <= artifact.window_frames:
             np.testing.assert_array_equal(logits, window.predict(frames[None])[0])
         full = features.shape[1] == artifact.window_features
-        probabilities = softmax(logits)
+        probabilities = softmax(logits / artifact.temperature)
         answers = [*answers, probabilities] if full else []
         expected = np.mean(answers, axis=0) if full else probabilities
         assert list(event.probabilities.values()) == pytest.approx(expected.tolist(), abs=2e-6)
