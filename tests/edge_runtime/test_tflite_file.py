@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 
@@ -113,6 +114,27 @@ def test_scales_that_do_not_fit_are_refused(model, scales, zero_points, axis):
     weights.quantization.quantizedDimension = axis
     with pytest.raises(ArtifactError, match="not a whole"):
         read_tflite(packed(model))
+
+
+def test_scales_of_another_kind_are_refused(model):
+    tensor = model.subgraphs[0].tensors[0]
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale, tensor.quantization.zeroPoint = [0.1], [0]
+    read_tflite(packed(model))
+    tensor.quantization.detailsType = schema.QuantizationDetails.CustomQuantization
+    tensor.quantization.details = schema.CustomQuantizationT()
+    with pytest.raises(ArtifactError, match="a part of the format that no export uses"):
+        read_tflite(packed(model))
+
+
+@pytest.mark.parametrize(("size", "wrong"), [(6, "lies outside of its table"), (0xFFFF, "ends within a table")])
+def test_a_table_of_a_wrong_size_is_refused(content, size, wrong):
+    damaged = bytearray(content)
+    (root,) = struct.unpack_from("<I", content)
+    (back,) = struct.unpack_from("<i", content, root)
+    struct.pack_into("<H", damaged, root - back + 2, size)
+    with pytest.raises(ArtifactError, match=wrong):
+        read_tflite(bytes(damaged))
 
 
 @pytest.mark.parametrize(("code", "custom", "name"), [(25, None, "number 25"), (32, "Flex.Erf", "Flex.Erf")])
