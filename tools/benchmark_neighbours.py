@@ -1,6 +1,7 @@
-"""What the neighbour loss costs: seconds an epoch without it, with a memory bank, and with neighbours in the pass.
+"""What the neighbour loss costs: seconds an epoch without it, with a memory bank, with neighbours in the pass, each once,
+and with a copy of every neighbour of every clip, as the paper's code does.
 
-The three are trained in turn, several rounds, so that whatever else the machine does falls on all of them; read the
+All are trained in turn, several rounds, so that whatever else the machine does falls on all of them; read the
 ratios, not the seconds.
 
     python tools/benchmark_neighbours.py recipe.toml --graph graph
@@ -23,6 +24,7 @@ VARIANTS = {
     "no graph": ["neighbours.graph="],
     "bank": ["neighbours.mode=bank"],
     "pass": ["neighbours.mode=pass"],
+    "copies": ["neighbours.mode=copies"],
 }
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    names = ["no graph"] + [f"{mode}, n = {count}" for count in options.counts for mode in ("bank", "pass")]
+    names = ["no graph"] + [f"{mode}, n = {count}" for count in options.counts for mode in ("bank", "pass", "copies")]
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:

@@ -31,7 +31,7 @@ from edge_runtime.frontend import FrontEnd, log_mel
 from sertool.audio import content_hash
 from sertool.corpora.manifest import load_manifest
 from sertool.export.artifact import UNSPECIFIED_LICENCE, corpus_licence
-from sertool.fit import EmbeddingBank, EpochReport, _look_up, _outside, fit
+from sertool.fit import EmbeddingBank, EpochReport, _companions, _look_up, fit
 from sertool.losses import neighbour_loss
 from sertool.metrics import confusion_matrix, unweighted_average_recall
 from sertool.networks import Student, build_network, predict
@@ -148,6 +148,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_weights_of_an_unstopped_o
     ("mode", "values"),
     [
         ("bank", {"neighbours__layer": "fc2", "neighbours__distance": "l2", "neighbours__alpha": 0.1}),
+        ("copies", {"training__epochs": 2}),
         (
             "pass",
             {
@@ -364,21 +365,23 @@ def test_each_neighbour_is_looked_up_where_it_is(seed: int, clips: int, batch: i
     neighbours = torch.from_numpy(rng.integers(-1, clips, size=(clips, most)))
     embedding_of = torch.from_numpy(rng.normal(size=(clips, 5)))
 
-    extra = _outside(rows, neighbours)
-    wanted = {int(row) for row in neighbours[rows].flatten() if row >= 0}
-    assert sorted(extra.tolist()) == sorted(wanted - set(rows.tolist()))
+    wanted = [int(row) for row in neighbours[rows].flatten() if row >= 0]
+    companions = {mode: _companions(rows, neighbours, mode) for mode in ("pass", "bank", "copies")}
+    assert sorted(companions["pass"].tolist()) == sorted(set(wanted) - set(rows.tolist()))
+    assert companions["bank"].tolist() == []
+    assert companions["copies"].tolist() == wanted
 
     bank = EmbeddingBank(clips, 5, torch.device("cpu"))
     visited = torch.from_numpy(rng.random(clips) < 0.5)
     bank.remember(torch.nonzero(visited).flatten(), embedding_of[visited].float())
-    together = torch.cat([rows, extra])
-    for mode in ("pass", "bank"):
+    for mode, extra in companions.items():
+        together = torch.cat([rows, extra])
         found, weight = _look_up(
             neighbours[rows], together, embedding_of[together], bank, Neighbours.model_validate({"mode": mode})
         )
         for i, row in enumerate(rows.tolist()):
             for k, neighbour in enumerate(neighbours[row].tolist()):
-                known = neighbour >= 0 and (mode == "pass" or bool(visited[neighbour]))
+                known = neighbour >= 0 and (mode != "bank" or bool(visited[neighbour]))
                 assert weight[i, k] == float(known)
                 if known:
                     assert torch.allclose(found[i, k].double(), embedding_of[neighbour])

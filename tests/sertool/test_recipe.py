@@ -35,7 +35,7 @@ WRONG_VALUES = [
     ("neighbours.alpha", float("nan"), "finite number"),
     ("neighbours.distance", "l3", "valid: cosine, l1, l2"),
     ("neighbours.layer", "fc3", "valid: fc1, fc2"),
-    ("neighbours.mode", "bnak", "did you mean 'bank'? valid: bank, pass"),
+    ("neighbours.mode", "bnak", "did you mean 'bank'? valid: bank, copies, pass"),
     ("training.epochs", 0, "greater than or equal to 1"),
     ("training.epochs", 2.5, "valid integer"),
     ("training.epochs", "50", "valid integer"),

@@ -216,8 +216,7 @@ def _epoch(
     amid_stream = np.random.default_rng([training.seed, epoch, 2]).random(len(steps)) < training.context
     for start, amid in zip(steps, amid_stream, strict=True):
         batch = torch.from_numpy(order[start : start + training.batch_size]).to(data.targets.device)
-        # Neighbours of the batch go through the network with it, each once, in the paper's mode.
-        extra = _outside(batch, data.neighbours) if neighbours.mode == "pass" else batch[:0]
+        extra = _companions(batch, data.neighbours, neighbours.mode)
         together = torch.cat([batch, extra])
         context = data.reach.context if amid else 0
         inputs = data.log_mel[together, :, data.reach.context - context :]
@@ -269,10 +268,20 @@ class EmbeddingBank:
         self.visited[rows] = True
 
 
-def _outside(batch: Tensor, neighbours: Tensor) -> Tensor:
-    """Return the rows that are neighbours of the batch but not in it, each once."""
-    wanted: Tensor = torch.unique(neighbours[batch])  # type: ignore[no-untyped-call]
-    return wanted[(wanted >= 0) & ~torch.isin(wanted, batch)]
+def _companions(batch: Tensor, neighbours: Tensor, mode: str) -> Tensor:
+    """Return the rows that go through the network with a batch.
+
+    In mode ``pass`` they are its neighbours that are not in it, each once; in mode ``copies`` the neighbours of each of
+    its rows, one after the other; in mode ``bank`` none.
+    """
+    wanted = neighbours[batch].flatten()
+    wanted = wanted[wanted >= 0]
+    if mode == "copies":
+        return wanted
+    if mode == "bank":
+        return wanted[:0]
+    unique: Tensor = torch.unique(wanted)  # type: ignore[no-untyped-call]
+    return unique[~torch.isin(unique, batch)]
 
 
 def _network(recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Student:
@@ -356,6 +365,9 @@ def _look_up(
     rows = neighbours.clamp(min=0)
     if settings.mode == "bank":
         return bank.embeddings[rows], (present & bank.visited[rows]).float()
+    if settings.mode == "copies":  # in the order of _companions, after the batch
+        nth = present.flatten().cumsum(0).view_as(present)
+        return compared[(len(neighbours) - 1 + nth).clamp(max=len(together) - 1)], present.float()
     place = torch.zeros(int(bank.visited.numel()), dtype=torch.long, device=rows.device)
     place[together] = torch.arange(len(together), device=rows.device)
     return compared[place[rows]], present.float()

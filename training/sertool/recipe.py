@@ -86,10 +86,11 @@ class Neighbours(Section):
         "cosine", description="distance of embeddings: cosine (paper), l1, l2"
     )
     layer: Literal["fc1", "fc2"] = Field("fc1", description="which embedding is compared: fc1 (256) or fc2 (logits)")
-    mode: Literal["pass", "bank"] = Field(
+    mode: Literal["pass", "bank", "copies"] = Field(
         "pass",
-        description="pass: neighbours go through the network, batch normalisation included, as in the paper; "
-        "bank: remembered embeddings, nearly free, without gradient through the neighbour",
+        description="pass: neighbours go through the network with the batch, each once, batch normalisation included; "
+        "bank: remembered embeddings, nearly free, without gradient through the neighbour; "
+        "copies: each clip brings its own neighbours, 1 + n passes, as the paper's code does",
     )
 
 
