@@ -1,5 +1,6 @@
-"""What the neighbour loss costs: seconds an epoch without it, with a memory bank, with neighbours in the pass, each once,
-and with a copy of every neighbour of every clip, as the paper's code does.
+"""What the neighbour loss costs: seconds an epoch without it, and with it in each of its three modes.
+
+Mode ``copies`` is the reference's way: every clip brings a copy of each of its neighbours.
 
 All are trained in turn, several rounds, so that whatever else the machine does falls on all of them; read the
 ratios, not the seconds.
