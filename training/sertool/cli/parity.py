@@ -15,6 +15,9 @@ from edge_runtime.errors import UsageError, nearest
 from sertool.cli.console import OUTPUT, print_json, print_status, progress_bar
 from sertool.cli.evaluate import describe_folds
 
+FILES_A_TABLE = 3
+"""More would be cut off on a terminal of 80 columns."""
+
 
 def parity(
     run: Annotated[Path, typer.Argument(help="A run folder, or the folder above the folds of one.")],
@@ -96,19 +99,24 @@ def _print(found: dict[str, Any]) -> None:
     if found["folds_of"] > 1:
         typer.echo(describe_folds(found["folds"], found["folds_of"]))
     typer.echo(f"{found['parameters'] / 1e6:.2f} M parameters, {found['macs'] / 1e6:.0f} M multiply-adds a window")
-    table = Table(box=SIMPLE_HEAD)
     files = found["files"]
-    for column in ("", *(file["kind"] for file in files)):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name, cells in _rows(files).items():
-        table.add_row(name, *cells)
-    OUTPUT.print(table)
+    for first in range(0, len(files), FILES_A_TABLE):
+        OUTPUT.print(_table(files[first : first + FILES_A_TABLE]))
     latency = found["float_latency_ms"]
     typer.echo(f"a window in torch, one thread: median {latency['median']:.2f} ms, p95 {latency['p95']:.2f} ms")
     for file in files:
         for target in file["targets"]:
             met = "met" if target["met"] else "MISSED"
             typer.echo(f"{file['kind']}: {target['name']} {target['value']} ({target['bound']}): {met}")
+
+
+def _table(files: list[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("", *(file["kind"] for file in files)):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, cells in _rows(files).items():
+        table.add_row(name, *cells)
+    return table
 
 
 def _rows(files: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -119,8 +127,8 @@ def _rows(files: list[dict[str, Any]]) -> dict[str, list[str]]:
         "difference, points": [f"{100 * file['difference']:+z.2f}" for file in files],
         "95 % interval, paired": [_range(file["difference_interval"], "+z.2f") for file in files],
         "same label": [f"{file['agreement']:.2%}" for file in files],
-        "probability off by at most": [f"{file['max_probability_difference']:.2g}" for file in files],
-        "logit off by at most": [f"{file['max_error']:.2g}" for file in files],
+        "probability error": [f"{file['max_probability_difference']:.2g}" for file in files],
+        "logit error": [f"{file['max_error']:.2g}" for file in files],
         "logits SNR": [f"{file['snr_db']:.0f} dB" for file in files],
         "size": [f"{file['bytes'] / 1e6:.2f} MB" for file in files],
         "an answer, median": [f"{file['latency_ms']['median']:.2f} ms" for file in files],
