@@ -213,8 +213,7 @@ def test_numpy_runs_on_one_thread_unless_told_otherwise(tmp_path, monkeypatch):
 def test_ctrl_c_during_file_is_one_line(model, tmp_path, write_wav, speech):
     path = write_wav(tmp_path / "long.wav", np.tile(speech(10.0), 20))
     process = subprocess.Popen(
-        [SER_EDGE, "file", str(model), str(path), str(path), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        [SER_EDGE, "file", str(model), *[str(path)] * 50], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     process.stdout.readline()
     os.kill(process.pid, signal.SIGINT)
