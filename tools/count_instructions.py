@@ -23,7 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,8 @@ TOLERANCE = 0.03
 """Share by which a count may exceed the budget, or fall below it before the budget asks to be lowered."""
 
 WINDOW_SAMPLES = 95744
-NETWORKS = ("resnet9", "cnn6")
-EXPORTS = {"onnx": ()}
-"""Options of ``sertool export``; a name begins with the suffix of the file."""
+FORMS = {"resnet9": ("window.onnx", "stream.onnx"), "cnn6": ("stream.onnx",)}
+"""The files that the budget is for: form and format, by network."""
 
 # Half a second more than counted, so that all is loaded and compiled; speech then gets its first score, too.
 GUEST = """
@@ -124,42 +123,39 @@ def compile_plugin(folder: Path) -> Path:
 
 def make_models(folder: Path) -> Iterator[tuple[str, Path]]:
     """Give the name and the file of each network of the budget: of the product's size, trained for a moment."""
-    for network in NETWORKS:
+    for network, files in FORMS.items():
         corpus = folder / network
         corpus.mkdir()
         run = quick_run(corpus, network, WINDOW_SAMPLES, takes=1, epochs=4)
-        for export, options in EXPORTS.items():
-            model = folder / f"{network}-{export}.{export.split('-')[0]}"
-            command: list[str | Path] = [
-                sys.executable,
-                "-m",
-                "sertool",
-                "export",
-                run,
-                "--force",
-                "--calibration-clips",
-                "6",
-            ]
-            subprocess.run([*command, *options, "-o", model], check=True, stdout=subprocess.DEVNULL)
-            yield model.stem, model
+        for file in files:
+            model = corpus / file
+            command: list[str | Path] = [sys.executable, "-m", "sertool", "export", run, "--force", "-o", model]
+            options = ["--calibration-clips", "6", "--form", model.stem]
+            subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+            yield f"{network} {file}", model
 
 
-def exceeded(counts: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+def off_budget(counts: dict[str, Any], versions: dict[str, str]) -> list[str]:
     """Return a line for each count that is further from the budget than :data:`TOLERANCE`, or that only one has."""
-    lines = [f"{name}: only in one of budget and counts" for name in sorted(counts.keys() ^ budget.keys())]
-    for name in counts.keys() & budget.keys():
+    budget = json.loads(BUDGET.read_text(encoding="utf-8"))
+    allowed = budget["counts"]
+    lines = [f"{name}: only in one of budget and counts" for name in sorted(counts.keys() ^ allowed.keys())]
+    for name in sorted(counts.keys() & allowed.keys()):
         for state in ("silence", "speech"):
-            found, allowed = counts[name][state], budget[name][state]
-            if abs(found / allowed - 1) > TOLERANCE:
-                lines.append(f"{name}: {found:,} in {state}, {found / allowed - 1:+.1%} of the budget's {allowed:,}")
-    return sorted(lines)
+            change = counts[name][state] / allowed[name][state] - 1
+            if abs(change) > TOLERANCE:
+                lines.append(f"{name}: {counts[name][state]:,} in {state}, {change:+.1%} of the budget")
+    if lines:
+        lines.append(f"counted with {versions}, the budget with {budget['versions']}")
+        lines.append("if that is meant: python tools/count_instructions.py --update")
+    return lines
 
 
-def count_all(models: Sequence[tuple[str, Path]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Count every model on every processor; print each as it is there."""
+def count_all(models: Iterable[tuple[str, Path]], root: ArmRoot) -> tuple[dict[str, Any], dict[str, str]]:
+    """Count every model on every processor, print each as it is there, and return them with the versions counted."""
     counts: dict[str, Any] = {}
     print(f"{'instructions a second, in millions':<44} {'silence':>8} {'speech':>8} {'scores':>7}")
-    with tempfile.TemporaryDirectory() as name, ArmRoot() as root:
+    with tempfile.TemporaryDirectory() as name:
         counter = Counter(root, compile_plugin(Path(name)))
         for model, path in models:
             for cpu in PROCESSORS:
@@ -180,20 +176,15 @@ def main() -> None:
     if bool(arguments.models) == (arguments.check or arguments.update):
         parser.error("name model files, or --check, or --update")
     try:
-        if arguments.models:
-            count_all([(path.name, path.absolute()) for path in arguments.models])
-            return
-        with tempfile.TemporaryDirectory() as name:
-            counts, versions = count_all(list(make_models(Path(name))))
+        with tempfile.TemporaryDirectory() as name, ArmRoot() as root:
+            given = [(path.name, path.absolute()) for path in arguments.models]
+            counts, versions = count_all(given or make_models(Path(name)), root)
     except RuntimeError as error:
         sys.exit(f"count_instructions: {error}")
     if arguments.update:
         write_json(BUDGET, {"versions": versions, "counts": counts})
-        return
-    budget = json.loads(BUDGET.read_text(encoding="utf-8"))
-    if lines := exceeded(counts, budget["counts"]):
-        lines.append(f"counted with {versions}, the budget with {budget['versions']}")
-        sys.exit("\n".join([*lines, "if that is meant: python tools/count_instructions.py --update"]))
+    elif arguments.check and (lines := off_budget(counts, versions)):
+        sys.exit("\n".join(lines))
 
 
 if __name__ == "__main__":

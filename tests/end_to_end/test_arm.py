@@ -17,6 +17,7 @@ from edge_runtime.frontend import log_mel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from arm_root import PROCESSORS, ArmRoot
+from count_instructions import count_all, make_models, off_budget
 from quick_run import quick_run, syllables, write_wav
 from virtual_microphone import VirtualMicrophone
 
@@ -27,8 +28,8 @@ pytestmark = [
 
 BIN = Path(sys.executable).parent
 
-MODELS: dict[str, list[str]] = {"onnx-window": []}
-"""Options of ``sertool export``; a name begins with the suffix of the file."""
+MODELS = ("window.onnx", "stream.onnx", "window.tflite", "stream.tflite")
+"""Files of one run; each is named after its form."""
 
 SECONDS = {"short": 0.9, "window": 1.536, "long": 6.0}
 
@@ -82,8 +83,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, trained: Path) -> Path:
     """Return an int8 file of each kind."""
-    file = trained / f"{request.param}.{request.param.split('-')[0]}"
-    run(trained, " ".join(["sertool export run --force --precision int8 -o", file.name, *MODELS[request.param]]))
+    file = trained / request.param
+    run(trained, f"sertool export run --force --precision int8 --form {file.stem} -o {file.name}")
     return file
 
 
@@ -170,3 +171,8 @@ def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, t
     events = [json.loads(line) for line in lines]
     assert [event["kind"] for event in events] == ["begin", "end", "begin", "end"]
     assert_same_events(events, expected["events"])
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_listening_costs_no_more_than_its_budget(root: ArmRoot, tmp_path: Path) -> None:
+    assert not off_budget(*count_all(make_models(tmp_path), root))
