@@ -59,9 +59,17 @@ def test_the_activations_rounded_are_those_of_the_exported_file(pair: tuple[Stud
     rounded.measure()
     values = constants(model)
     nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    steps = {(float(f"{values[node.input[1]]:.4g}"), int(values[node.input[2]])) for node in nodes}
-    ranges = [((high - low) / 255, -low / (high - low) * 255) for low, high in rounded._ranges]
-    assert {(float(f"{scale:.4g}"), round(zero)) for scale, zero in ranges} == steps
+    exported = {(float(values[node.input[1]]), int(values[node.input[2]])) for node in nodes}
+    ranges = {((high - low) / 255, round(-low / (high - low) * 255)) for low, high in rounded._ranges}
+    # The exporter makes the steps that are summed in float coarser, by less than two, so that sums are exact.
+    matches = {
+        (ours, theirs) for ours in ranges for theirs in exported
+        if ours[1] == theirs[1] and 0.9999 < theirs[0] / ours[0] < 2
+    }  # fmt: skip
+    assert {ours for ours, _ in matches} == ranges
+    assert {theirs for _, theirs in matches} == exported
+    same = {theirs for ours, theirs in matches if theirs[0] / ours[0] < 1.0001}
+    assert len(same) >= len(exported) / 2
 
 
 def test_the_weights_rounded_for_good_are_those_of_the_exported_file(pair: tuple[Student, ModelProto]) -> None:

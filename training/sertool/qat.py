@@ -2,8 +2,9 @@
 
 What is rounded, and how, is what :func:`sertool.export.quantize.quantize` makes of the same network: activations to
 unsigned 8 bits by one range a tensor, weights to 7 bits by one scale an output channel, the layer that makes the logits
-not at all. Gradients pass the rounding as if it were not there (the straight-through estimator: Bengio et al., 2013;
-Jacob et al., 2018).
+not at all. (The exporter then makes the steps that are summed in float coarser, by less than two; here they stay fine.)
+Gradients pass the rounding as if it were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al.,
+2018).
 
 Batch normalisation needs no folding here. After training it only scales and shifts a channel, and a symmetric scale of
 its own for each channel rounds the scaled weights as it rounds the weights.
