@@ -125,10 +125,11 @@ def test_it_runs_on_the_processor_it_says(root: ArmRoot) -> None:
     assert said.split() == ["aarch64", "3", "11"]
 
 
-def test_info_passes_the_self_test(model: Path, root: ArmRoot) -> None:
+def test_info_and_verify_pass_the_self_test(model: Path, root: ArmRoot) -> None:
     here = json.loads(run(model.parent, f"ser-edge info {model} --json"))
     assert json.loads(root.run("ser-edge", "info", model, "--json").stdout) == here
     assert here["self_test"] == "passed"
+    root.run("ser-edge", "verify", model)
 
 
 def test_recordings_get_the_same_answers(model: Path, clips: dict[str, Path], root: ArmRoot) -> None:
@@ -150,11 +151,13 @@ def assert_same_events(found: list[dict], expected: list[dict]) -> None:
         assert np.abs(difference).max(initial=0) < PROBABILITY_TOLERANCE
 
 
+@pytest.mark.parametrize("model", ["stream.onnx"], indirect=True)
 def test_bench_measures(model: Path, root: ArmRoot) -> None:
     found = json.loads(root.run("ser-edge", "bench", model, "--seconds", "1", "--json").stdout)
     assert found["scores"] >= 1
 
 
+@pytest.mark.parametrize("model", ["stream.onnx"], indirect=True)
 @pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
 def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, tmp_path: Path) -> None:
     pause = np.random.default_rng(0).integers(1, 10, 16000).astype(np.int16)
