@@ -2,6 +2,9 @@
 
 A worker is a process of its own, so that a cell that runs out of memory or crashes takes no other with it. What it has
 trained is in its folder; a sweep that was killed goes on from the last whole epoch of every cell that was at work.
+
+A terminal sends Ctrl-C to all processes of a command. Workers never see it, at whatever moment it comes: the sweep alone
+answers, and ends them. Nothing is lost by that, since all files are written atomically.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,10 +31,6 @@ from sertool.paper.sweep import Cell
 from sertool.recipe import Recipe
 from sertool.report import evaluate_folder
 from sertool.run import read_metrics
-
-STOP_SECONDS = 10.0
-"""How long a worker may take to end after an interruption: one step of a large network, and some disk."""
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -145,7 +145,14 @@ def _start(cell: Cell, threads: int) -> tuple[BaseProcess, Connection]:
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(cell, threads, sender), daemon=True)
-    process.start()
+    # The server and its workers inherit what is blocked here; a handler set in the worker would come too late for some.
+    # The resource tracker, if it starts within, unblocks the signal again.
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     sender.close()  # the worker's end alone keeps it open: its death is the end of the stream
     return process, receiver
 
@@ -168,8 +175,6 @@ def _work(cell: Cell, threads: int, connection: Connection) -> None:
         if isinstance(error, BrokenPipeError):  # nobody listens any more: the sweep was killed
             return
         connection.send(Failed(cell, f"{error.filename or 'file'}: {error.strerror or error}"))
-    except KeyboardInterrupt:  # the sweep says so
-        return
     except Exception as error:  # a defect of ours, or of a network that somebody brought: the other cells go on
         write_text(cell.folder / "error.txt", traceback.format_exc())
         connection.send(Failed(cell, f"{type(error).__name__}: {error}; see {cell.folder / 'error.txt'}"))
@@ -184,10 +189,6 @@ def _describe_exit(code: int | None) -> str:
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     for process in processes:
-        process.join(STOP_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join()
