@@ -58,9 +58,10 @@ def tiny_logits(features: FloatArray) -> FloatArray:
     return np.asarray(features.mean(axis=1) @ weights["weights"] + weights["bias"], np.float32)
 
 
-def tiny_stream_artifact(window_samples: int = 32000) -> Artifact:
+def tiny_stream_artifact(window_samples: int = 32000, prior_frames: int = 0) -> Artifact:
     """Return the description of the model, with the golden vector worked out in numpy."""
     artifact = tiny_artifact(window_samples)
+    artifact = replace(artifact, normalization=replace(artifact.normalization, prior_frames=prior_frames))
     frames = log_mel(golden_signal(window_samples))
     logits = tiny_logits(tiny_features(artifact.normalization.apply(frames)))
     return replace(

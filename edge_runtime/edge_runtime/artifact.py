@@ -56,7 +56,7 @@ class Artifact:
     Attributes:
         labels: class names in the order of the logits.
         front_end: parameters of the log-Mel spectrogram.
-        normalization: constants applied to it.
+        normalization: what is applied to it.
         window_samples: length of the network's input as samples; clips are tiled or cut to it.
         network: name of the architecture, e.g. ``resnet9``.
         precision: ``fp32``, ``fp16`` (weights stored in 16 bits) or ``int8``.
@@ -186,6 +186,10 @@ class Artifact:
             "card": isinstance(self.card, str),
             "content_hash": isinstance(self.content_hash, str),
             "normalization.std": min(self.normalization.std) > 0,
+            "normalization.prior_frames": all(
+                type(frames) is int and 0 <= frames <= LARGEST_SIZE
+                for frames in (self.normalization.prior_frames, self.normalization.memory_frames)
+            ),
             "temperature": 0 < self.temperature < math.inf,
             "thresholds": all(0 <= value <= 1 for value in self.thresholds.values()),
             "form": self.form in FORMS,

@@ -251,21 +251,101 @@ def tile_or_cut(samples: FloatArray, length: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Constant mean and standard deviation per mel band, measured on the training speakers.
+    """Mean and standard deviation per mel band: constants, or where statistics that run on begin.
+
+    A device cannot know a speaker's statistics beforehand. It can let them run: every frame is normalised by the mean
+    and the deviation of all frames so far, itself included, beginning with ``prior_frames`` imagined ones that have the
+    constants' statistics. No frame waits for a later one, so a stream stays exact.
 
     Attributes:
-        mean: one value per mel band, dB.
-        std: one positive value per mel band, dB.
+        mean: one value per mel band, dB, measured on the training speakers.
+        std: one positive value per mel band, dB, likewise.
+        prior_frames: how many frames heard the constants count for; 0 for constants that stay.
+        memory_frames: frames after which older ones begin to count less, see :meth:`RunningNormalizer.forget`;
+            0 for none.
 
     Example:
         >>> Normalization((1.0,), (2.0,)).apply(np.array([[5.0]], np.float32))
         array([[2.]], dtype=float32)
+        >>> Normalization((1.0,), (2.0,), prior_frames=1).apply(np.array([[5.0]], np.float32)).round(3)
+        array([[0.816]], dtype=float32)
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    prior_frames: int = 0
+    memory_frames: int = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether the statistics run on."""
+        return self.prior_frames > 0
 
     def apply(self, frames: FloatArray) -> FloatArray:
-        """Return ``(frames - mean) / std`` for frames (..., mel_bands), float32."""
+        """Return frames (..., n, mel_bands) normalised, float32, where nothing was heard before each first one."""
+        if self.runs:
+            return RunningNormalizer(self).push(frames)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return ((frames - mean) / std).astype(np.float32)
+
+
+SMALLEST_STD = 1.0
+"""Deviation of running statistics, dB, that is not fallen below: a constant band carries no information."""
+
+
+class RunningNormalizer:
+    """The statistics of one speaker, or of whoever is heard, frame by frame; see :class:`Normalization`.
+
+    However the frames are cut into pieces, the result is the same to the bit: sums are formed one frame after another.
+
+    Args:
+        normalization: constant or running; constants stay what they are.
+
+    Example:
+        >>> normalizer = RunningNormalizer(Normalization((0.0,), (1.0,), prior_frames=2))
+        >>> normalizer.push(np.array([[3.0], [3.0]], np.float32)).round(2)
+        array([[1.22],
+               [0.9 ]], dtype=float32)
+        >>> normalizer.frames
+        2
+    """
+
+    def __init__(self, normalization: Normalization) -> None:
+        self._normalization = normalization
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget who was heard: back to the constants."""
+        mean, std = np.asarray(self._normalization.mean), np.asarray(self._normalization.std)
+        self._weight = float(self._normalization.prior_frames)
+        self._sums = self._weight * np.stack([mean, std**2 + mean**2])
+        self.frames = 0
+
+    def push(self, frames: FloatArray) -> FloatArray:
+        """Take the next frames (..., n, mel_bands) in dB and return them normalised, float32.
+
+        With leading dimensions each is a stream of its own that goes on from the same past, and nothing is remembered.
+        """
+        if not self._normalization.runs:
+            return self._normalization.apply(frames)
+        values = np.stack([frames, np.square(frames, dtype=np.float64)])
+        first = values[..., :1, :] + np.expand_dims(self._sums, tuple(range(1, values.ndim - 1)))
+        sums = np.cumsum(np.concatenate([first, values[..., 1:, :]], axis=-2), axis=-2)
+        weights = self._weight + np.arange(1, frames.shape[-2] + 1)[:, None]
+        mean, power = sums / weights
+        std = np.sqrt(np.maximum(power - mean**2, SMALLEST_STD**2))
+        if frames.ndim == 2 and len(frames):
+            self._sums, self._weight = sums[:, -1], float(weights[-1, 0])
+            self.frames += len(frames)
+        normalized: FloatArray = ((frames - mean) / std).astype(np.float32)
+        return normalized
+
+    def forget(self) -> None:
+        """Let all frames heard so far count for at most ``memory_frames``; called where a stretch of speech begins.
+
+        Not frame by frame, which would cost the device more than it can gain within seconds.
+        """
+        memory = self._normalization.memory_frames
+        if memory and self._weight > memory:
+            self._sums *= memory / self._weight
+            self._weight = float(memory)

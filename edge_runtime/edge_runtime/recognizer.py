@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.artifact import Artifact, check_golden
 from edge_runtime.backends import StreamBackend, open_backend
 from edge_runtime.errors import ArtifactError, UsageError
-from edge_runtime.frontend import FloatArray, LogMelStream, as_samples, log_mel, tile_or_cut
+from edge_runtime.frontend import FloatArray, LogMelStream, RunningNormalizer, as_samples, log_mel, tile_or_cut
 from edge_runtime.model_file import read_model_file
 
 
@@ -71,18 +71,19 @@ class Recognizer:
         """Return the calibrated probability of each label for a clip; see :meth:`logits` for the arguments."""
         return softmax(self.logits(samples) / self.artifact.temperature)
 
-    def stream(self, keep: int | None = None) -> FeatureStream:
+    def stream(self, keep: int | None = None, normalizer: RunningNormalizer | None = None) -> FeatureStream:
         """Return a new stream, which has heard nothing. Any number may go on beside each other.
 
         Args:
             keep: features to keep, at least 1; one window when None.
+            normalizer: what knows the speaker from earlier stretches of audio; a new one when None.
 
         Raises:
             UsageError: the file holds a network for windows.
         """
         if not isinstance(self._backend, StreamBackend):
             raise UsageError(f"{self.path}: takes whole windows only; export it with: sertool export --form stream")
-        return FeatureStream(self._backend, self.artifact, keep)
+        return FeatureStream(self._backend, self.artifact, keep, normalizer)
 
     def _predict(self, window: FloatArray) -> FloatArray:
         logits: FloatArray = self._backend.predict(window[None])[0]
@@ -100,6 +101,7 @@ class FeatureStream:
         backend: the network.
         artifact: its description.
         keep: features to keep, at least 1; one window when None.
+        normalizer: what knows the speaker from earlier stretches of audio; a new one when None.
 
     Raises:
         UsageError: ``keep`` is less than 1.
@@ -114,16 +116,23 @@ class FeatureStream:
         >>> whole, newest = stream.probabilities(), stream.probabilities(stream.features[:, -2:])  # doctest: +SKIP
     """
 
-    def __init__(self, backend: StreamBackend, artifact: Artifact, keep: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: StreamBackend,
+        artifact: Artifact,
+        keep: int | None = None,
+        normalizer: RunningNormalizer | None = None,
+    ) -> None:
         self._backend = backend
         self._artifact = artifact
+        self._normalizer = normalizer or RunningNormalizer(artifact.normalization)
         if keep is not None and keep < 1:
             raise UsageError(f"keep is {keep}; valid: at least 1 feature, or None for a window")
         self._features: deque[FloatArray] = deque(maxlen=keep or artifact.window_features)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything heard: after a gap, or for another stretch of audio."""
+        """Forget everything heard but the speaker: after a gap, or for another stretch of audio."""
         self._log_mel = LogMelStream(self._artifact.front_end)
         self._frames = np.zeros((0, self._artifact.front_end.mel_bands), np.float32)
         self._states = self._backend.start()
@@ -141,7 +150,7 @@ class FeatureStream:
         Raises:
             AudioError: several channels, or samples that are no audio; the stream is as before.
         """
-        frames = self._artifact.normalization.apply(self._log_mel.push(samples))
+        frames = self._normalizer.push(self._log_mel.push(samples))
         frames = np.concatenate([self._frames, frames])
         stride, longest = self._backend.stride, self._artifact.window_features
         complete = len(frames) // stride

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge_runtime.frontend import FloatArray
+from edge_runtime.frontend import FloatArray, RunningNormalizer
 from edge_runtime.recognizer import Recognizer
 
 Audio = Callable[[int, int], FloatArray]
@@ -42,6 +42,9 @@ class WindowScoring:
         """Return what scores a new segment."""
         return self
 
+    def reset(self) -> None:
+        """Do nothing: windows know nothing of each other."""
+
     def keep_up(self, length: int, audio: Audio) -> None:
         """Do nothing: a window is heard when it is scored."""
 
@@ -72,6 +75,7 @@ class StreamScoring:
         self._recognizer = recognizer
         front_end, stride = recognizer.artifact.front_end, recognizer.artifact.stride
         self._front_end, self._stride = front_end, stride
+        self._normalizer = RunningNormalizer(recognizer.artifact.normalization)
         self.hop = max(1, round(hop / (stride * front_end.hop))) * stride * front_end.hop
         self.shortest = max(min_audio, front_end.samples(stride))
         features = front_end.frames(self.shortest) // stride
@@ -82,9 +86,14 @@ class StreamScoring:
         """Return how much of a segment of ``length`` its complete features hear."""
         return self._front_end.samples(self._front_end.frames(length) // self._stride * self._stride)
 
+    def reset(self) -> None:
+        """Forget the speaker: what comes is another stream."""
+        self._normalizer.reset()
+
     def begin(self) -> StreamSegment:
-        """Return what scores a new segment, from a reset."""
-        return StreamSegment(self._recognizer, self.heard)
+        """Return what scores a new segment, from a reset; only the statistics of the speech before it go on."""
+        self._normalizer.forget()
+        return StreamSegment(self._recognizer, self.heard, self._normalizer)
 
 
 class StreamSegment:
@@ -93,10 +102,11 @@ class StreamSegment:
     Args:
         recognizer: of a stream.
         heard: see :meth:`StreamScoring.heard`.
+        normalizer: what all segments are normalised by.
     """
 
-    def __init__(self, recognizer: Recognizer, heard: Callable[[int], int]) -> None:
-        self._stream = recognizer.stream()
+    def __init__(self, recognizer: Recognizer, heard: Callable[[int], int], normalizer: RunningNormalizer) -> None:
+        self._stream = recognizer.stream(normalizer=normalizer)
         self._window = recognizer.artifact.window_samples
         self._window_features = recognizer.artifact.window_features
         self._heard_of = heard

@@ -144,6 +144,7 @@ class Session:
             )
         self._answered = False
         self._too_short = None
+        self._scoring.reset()
         self._restart(0)
         return events
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import librosa
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from edge_runtime.frontend import (
     FrontEnd,
     LogMelStream,
     Normalization,
+    RunningNormalizer,
     as_samples,
     log_mel,
     mel_filters,
@@ -137,3 +140,62 @@ def test_normalization_subtracts_and_divides():
     normalized = Normalization((2.0, 20.0), (1.0, 10.0)).apply(frames)
     assert normalized.tolist() == [[-1, -1], [1, 1]]
     assert normalized.dtype == np.float32
+
+
+RUNNING = Normalization(tuple(np.linspace(-60.0, -20.0, 64)), (12.0,) * 64, prior_frames=5, memory_frames=40)
+
+
+def levels(frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(-45, 15, (frames, 64)).astype(np.float32)
+
+
+def test_running_statistics_are_those_of_all_frames_so_far_and_of_the_imagined_ones():
+    # An imagined history of 5 frames with exactly the constants' mean and deviation, band by band.
+    offsets = np.array([-1.0, 1.0, -1.0, 1.0, 0.0]) * np.sqrt(5 / 4)
+    imagined = np.asarray(RUNNING.mean) + offsets[:, None] * np.asarray(RUNNING.std)
+    frames = levels(30)
+    expected = []
+    for count in range(1, 31):
+        heard = np.concatenate([imagined, frames[:count].astype(np.float64)])
+        expected.append((frames[count - 1] - heard.mean(0)) / heard.std(0))
+    assert RUNNING.apply(frames) == pytest.approx(np.array(expected), abs=1e-5)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_running_normalisation_of_any_pieces_gives_the_same_bits(cuts):
+    frames = levels(60)
+    normalizer = RunningNormalizer(RUNNING)
+    pieces = np.split(frames, np.cumsum(cuts).clip(max=60))
+    assert np.array_equal(np.concatenate([normalizer.push(piece) for piece in pieces]), RUNNING.apply(frames))
+
+
+def test_several_clips_at_once_are_normalised_each_as_if_alone():
+    clips = np.stack([levels(20, seed) for seed in range(3)])
+    assert np.array_equal(RUNNING.apply(clips), np.stack([RUNNING.apply(clip) for clip in clips]))
+
+
+def test_what_is_forgotten_counts_for_the_memory_alone():
+    normalizer = RunningNormalizer(RUNNING)
+    normalizer.push(levels(200) + 20)
+    normalizer.forget()
+    remembered = normalizer.push(np.full((1, 64), -30, np.float32))
+    # 40 frames with the statistics of the 205 before, and the new one.
+    imagined = np.asarray(RUNNING.mean) + np.array([[-1.0], [1.0], [-1.0], [1.0], [0.0]]) * np.sqrt(5 / 4) * 12.0
+    past = np.concatenate([imagined, (levels(200) + 20).astype(np.float64)])
+    mean = (40 * past.mean(0) - 30) / 41
+    power = (40 * (past**2).mean(0) + 900) / 41
+    assert remembered[0] == pytest.approx((-30 - mean) / np.sqrt(power - mean**2), abs=1e-4)
+    normalizer.reset()
+    assert np.array_equal(normalizer.push(levels(9)), RUNNING.apply(levels(9)))
+
+
+def test_a_silent_line_is_not_blown_up():
+    assert np.abs(RUNNING.apply(np.full((2000, 64), -100, np.float32))[-1]).max() < 8
+
+
+def test_constants_stay_whatever_was_heard():
+    constant = replace(RUNNING, prior_frames=0)
+    normalizer = RunningNormalizer(constant)
+    normalizer.push(levels(50))
+    assert np.array_equal(normalizer.push(levels(5)), (levels(5) - np.float32(constant.mean)) / np.float32(12))

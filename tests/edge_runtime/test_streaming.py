@@ -18,7 +18,7 @@ from tiny_stream import STRIDE, tiny_features, tiny_logits, tiny_stream_artifact
 
 from edge_runtime.backends import STREAM_KEY, OnnxStreamBackend, load_backend
 from edge_runtime.errors import ArtifactError, AudioError, UsageError
-from edge_runtime.frontend import log_mel
+from edge_runtime.frontend import RunningNormalizer, log_mel
 from edge_runtime.model_file import seal
 from edge_runtime.recognizer import Recognizer, softmax
 from edge_runtime.scoring import StreamScoring
@@ -288,6 +288,54 @@ def test_endless_speech_is_cut_into_segments_that_begin_from_a_reset(stream_reco
             assert list(event.probabilities.values()) == pytest.approx(expected.tolist(), abs=2e-5)
 
 
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory) -> Recognizer:
+    """The stream with statistics that run on."""
+    path = tmp_path_factory.mktemp("adaptive") / "adaptive.onnx"
+    return Recognizer(save(tiny_stream_model(tiny_stream_artifact(prior_frames=100)), path))
+
+
+def test_running_statistics_go_on_from_segment_to_segment_and_end_with_the_stream(adaptive, speech):
+    clips = [speech(2.3, seed=seed) for seed in (5, 6)]
+    session = Session(adaptive)
+    signal = np.concatenate([clips[0], np.zeros(2 * RATE, np.float32), clips[1]])
+    events = session.push(signal) + session.finish()
+    normalizer = RunningNormalizer(adaptive.artifact.normalization)
+    ends = [event for event in events if event.kind == "end"]
+    for event, (first, last) in zip(ends, positions(ends), strict=True):
+        heard = FIRST_FEATURE + (last - first - FIRST_FEATURE) // STRIDE_SAMPLES * STRIDE_SAMPLES
+        features = tiny_features(normalizer.push(log_mel(signal[first : first + heard])))
+        expected = softmax(tiny_logits(features[:, -WINDOW_FEATURES:]))
+        assert list(event.probabilities.values()) == pytest.approx(expected.tolist(), abs=2e-5)
+    assert len(ends) == 2
+    again = session.push(clips[0]) + session.finish()
+    assert [event.probabilities for event in again] == [event.probabilities for event in run(adaptive, clips[0])]
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(0, 80000), max_size=8))
+def test_any_chunking_gives_the_same_events_with_running_statistics(adaptive, speech, cuts):
+    signal = np.concatenate([speech(2.1), np.zeros(RATE, np.float32), speech(1.9, seed=2)])
+    session = Session(adaptive)
+    pieces = np.split(signal, sorted(min(cut, len(signal)) for cut in cuts))
+    assert [event for piece in pieces for event in session.push(piece)] + session.finish() == run(adaptive, signal)
+
+
+def test_a_clip_alone_is_normalised_from_the_prior(adaptive, speech):
+    clip = speech(1.8)
+    assert adaptive.probabilities(clip) == pytest.approx(
+        softmax(tiny_logits(tiny_features(adaptive.artifact.normalization.apply(log_mel(clip))))), abs=2e-5
+    )
+    assert np.array_equal(adaptive.probabilities(clip), adaptive.probabilities(clip)), "it keeps no state"
+
+
+@pytest.mark.parametrize("change", [{"prior_frames": -1}, {"prior_frames": 1.5}, {"memory_frames": 10**9}])
+def test_a_prior_or_memory_that_is_no_number_of_frames_is_refused(tmp_path, change):
+    artifact = replace(ARTIFACT, normalization=replace(ARTIFACT.normalization, **change))
+    with pytest.raises(ArtifactError, match=r"normalization\.prior_frames cannot be right"):
+        Recognizer(save(tiny_stream_model(artifact), tmp_path / "odd.onnx"))
+
+
 class Counting:
     """Passes on to a stream and counts its calls and frames."""
 
@@ -295,8 +343,8 @@ class Counting:
         self.artifact, self._recognizer = recognizer.artifact, recognizer
         self.frames: list[int] = []
 
-    def stream(self):
-        stream = self._recognizer.stream()
+    def stream(self, **options):
+        stream = self._recognizer.stream(**options)
         push = stream.push
 
         def counted(samples):

@@ -3,8 +3,8 @@
 A worker is a process of its own, so that a cell that runs out of memory or crashes takes no other with it. What it has
 trained is in its folder; a sweep that was killed goes on from the last whole epoch of every cell that was at work.
 
-A terminal sends Ctrl-C to all processes of a command. Workers never see it, at whatever moment it comes: the sweep alone
-answers, and ends them. Nothing is lost by that, since all files are written atomically.
+A terminal sends Ctrl-C to all processes of a command. Workers never see it, at whatever moment it comes: the sweep
+alone answers, and ends them. Nothing is lost by that, since all files are written atomically.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from sertool.paper.sweep import Cell
 from sertool.recipe import Recipe
 from sertool.report import evaluate_folder
 from sertool.run import read_metrics
+
 
 @dataclass(frozen=True)
 class Epoch:
