@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.errors import UsageError
 from sertool.networks import NETWORKS
-from sertool.recipe import SECTIONS, Recipe, load_recipe, parse_recipe, write_recipe
+from sertool.recipe import PRESETS, SECTIONS, Recipe, load_recipe, parse_recipe, preset, write_recipe
 
 # A key, a value that it does not take, and what the message must say of it.
 WRONG_VALUES = [
@@ -26,6 +26,22 @@ WRONG_VALUES = [
     ("data.licence", 1, "valid string"),
     ("data.window_samples", 8447, "greater than or equal to 8448"),
     ("data.window_samples", 10**9, "less than or equal to 960000"),
+    ("data.clips", "onec", "did you mean 'once'? valid: once, tiled"),
+    ("normalization.kind", "constants", "did you mean 'constant'? valid: constant, running"),
+    ("normalization.prior", 0.0, "greater than 0"),
+    ("normalization.memory", -1.0, "greater than or equal to 0"),
+    ("augmentation.excerpt_frames", -1, "greater than or equal to 0"),
+    ("augmentation.masks", 11, "less than or equal to 10"),
+    ("augmentation.mask_bands", 65, "less than or equal to 64"),
+    ("augmentation.mask_frames", -1, "greater than or equal to 0"),
+    ("augmentation.warp", float("nan"), "finite number"),
+    ("augmentation.mixup", 1.1, "less than or equal to 1"),
+    ("augmentation.newcomers", -0.1, "greater than or equal to 0"),
+    ("training.schedule", "cosin", "did you mean 'cosine'? valid: cosine, steps"),
+    ("training.warmup_epochs", -1.0, "greater than or equal to 0"),
+    ("training.weight_decay", 2.0, "less than or equal to 1"),
+    ("training.label_smoothing", 1.0, "less than 1"),
+    ("training.average", 1.0, "less than 1"),
     ("network.name", "resnet", "did you mean 'resnet9'? valid: cnn6, mobilenet15, resnet9, vgg15"),
     ("network.time_padding", "casual", "did you mean 'causal'? valid: causal, same"),
     ("network.width", 0.1, "greater than or equal to 0.125"),
@@ -66,6 +82,31 @@ def test_the_defaults_are_the_papers_settings() -> None:
     assert Recipe().data.window_samples == 95744
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": {"clips": "once"}}, "needs network.time_padding = 'causal'"),
+        ({"normalization": {"kind": "running"}}, "needs data.clips = 'once'"),
+        ({"training": {"schedule": "cosine", "epochs": 5, "warmup_epochs": 5.0}}, "must be less than training.epochs"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(content: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_recipe(content)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_whole_recipe(name: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(write_recipe(preset(name)))
+    assert load_recipe(tmp_path / "recipe.toml") == preset(name)
+    assert (preset(name) == Recipe()) == (name == "paper")
+
+
+def test_another_preset_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'device'"):
+        preset("devise")
+
+
 @pytest.mark.parametrize(("name", "value", "reason"), WRONG_VALUES)
 def test_a_wrong_value_is_named_with_what_is_valid(name: str, value: object, reason: str) -> None:
     section, key = name.split(".")
@@ -92,7 +133,10 @@ def test_a_misspelt_key_is_named_with_the_nearest(section: str, key: str) -> Non
     ("content", "message"),
     [
         ({"trainin": {}}, r"no section \[trainin\]; did you mean 'training'\?"),
-        ({"epochs": 5}, r"no section \[epochs\]; valid: data, neighbours, network, training"),
+        (
+            {"epochs": 5},
+            r"no section \[epochs\]; valid: augmentation, data, neighbours, network, normalization, training",
+        ),
         ({"training": 5}, r"training = 5: expected a section \[training\]"),
     ],
 )

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray
 from edge_runtime.recognizer import softmax
-from sertool.features import Progress, log_mel_windows
+from sertool.batches import hear_in_turn, padded
+from sertool.features import Progress, log_mel_clips, log_mel_windows
 from sertool.files import write_json, write_text
 from sertool.metrics import (
     IntArray,
@@ -26,7 +28,7 @@ from sertool.metrics import (
     speaker_interval,
     unweighted_average_recall,
 )
-from sertool.networks import predict, predict_beginnings
+from sertool.networks import Student, predict, predict_beginnings, time_reach
 from sertool.run import Run, RunError, read_metrics
 
 
@@ -92,21 +94,31 @@ class Predictions:
         return cls(labels, keys, speakers, genders, positions, probabilities)
 
 
-def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = None) -> Predictions:
+TURNS_SEED = 0
+"""Of the order in which a speaker's clips are heard in turn."""
+
+
+def evaluate_run(
+    run: Run, part: str = "test", on_features: Progress | None = None, *, in_turn: bool = False
+) -> Predictions:
     """Apply a run's network to the clips of a part of its split.
 
     Each is scored as it is on the device. A network with the paper's padding hears a window, to which the clip is
     repeated or cut. A causal network hears a stream: the clip once, from a reset, with the mean over its own frames, up
-    to one window.
+    to one window. Where statistics run on, nothing is known of the speaker when a clip begins, unless it is heard in
+    turn.
 
     Args:
         run: a finished run.
         part: ``test``, ``validation`` or ``train``.
         on_features: told while log-Mel spectrograms are computed.
+        in_turn: hear each speaker's clips one after the other, in random order, with statistics that run on from clip
+            to clip: another protocol, whose results do not belong beside those of unknown speakers.
 
     Raises:
-        UsageError: a part without speakers, a clip with a label the run does not know, or a manifest that no longer
-            agrees with what was trained on (see :meth:`sertool.run.Run.clips`).
+        UsageError: clips in turn with constants, for which it makes no difference, a part without speakers, a clip with
+            a label the run does not know, or a manifest that no longer agrees with what was trained on (see
+            :meth:`sertool.run.Run.clips`).
         AudioError: a clip cannot be read.
         RunError: the network answers with something that is not a finite number.
     """
@@ -117,14 +129,20 @@ def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = No
             f"{run.recipe.data.manifest}: label {unknown[0]!r} was not trained; valid: {', '.join(run.labels)}"
         )
     row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
-    windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)
-    chosen = windows[[row_of[clip.key] for clip in clips]]
+    rows = [row_of[clip.key] for clip in clips]
+    network = run.network()
     streamed = run.recipe.network.time_padding == "causal"
-    if streamed:
-        frames = np.array([run.front_end.frames(len(clip.read())) for clip in clips])
-        logits = predict_beginnings(run.network(), run.normalization.apply(chosen), frames)
+    if in_turn:
+        windows, frames = _windows_in_turn(run, rows, network, on_features)
+        logits = predict_beginnings(network, windows, frames)
     else:
-        logits = predict(run.network(), run.normalization.apply(chosen))
+        windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)[rows]
+        windows = run.normalization.apply(windows)
+        if streamed:
+            frames = np.array([run.front_end.frames(len(clip.read())) for clip in clips])
+            logits = predict_beginnings(network, windows, frames)
+        else:
+            logits = predict(network, windows)
     if not np.isfinite(logits).all():
         raise RunError(
             f"{run.path}: its network answers with infinite numbers; train again, with a lower learning rate"
@@ -138,6 +156,22 @@ def evaluate_run(run: Run, part: str = "test", on_features: Progress | None = No
         softmax(logits),
         streamed,
     )
+
+
+def _windows_in_turn(
+    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Return each clip's beginning (N, frames, mel_bands), normalised in turn, and how many of its frames count."""
+    if not run.normalization.runs:
+        raise UsageError(
+            f"{run.path}: is normalised by constants, so it makes no difference who was heard before; "
+            "leave --in-turn out, or train with normalization.kind = 'running'"
+        )
+    longest = run.front_end.frames(run.window_samples)
+    clips = log_mel_clips(run.manifest, run.front_end, time_reach(network).stride, on_features).take(rows)
+    speakers = [run.manifest.clips[row].speaker for row in rows]
+    normalized = hear_in_turn(clips, speakers, run.normalization, np.random.default_rng(TURNS_SEED))
+    return padded([clip[:longest] for clip in normalized], longest)
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.errors import SerError
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
@@ -66,6 +68,84 @@ def log_mel_windows(
     return cached_rows(name, len(manifest), compute, progress)
 
 
+LONGEST_CLIP_S = 30.0
+"""What is taken of a clip that is heard as it is: as much as the device takes for one segment of speech."""
+
+
+class ClipFrames:
+    """The log-Mel frames of clips of different lengths, one clip after the other.
+
+    Args:
+        frames: float32 (total, mel_bands), dB.
+        ends: int64 (N,), where each clip ends.
+
+    Example:
+        >>> clips = ClipFrames(np.zeros((5, 64), np.float32), np.array([2, 5]))
+        >>> len(clips), clips[1].shape, clips.longest
+        (2, (3, 64), 3)
+    """
+
+    def __init__(self, frames: FloatArray, ends: NDArray[np.int64]) -> None:
+        self.frames = frames
+        self._bounds = np.concatenate([[0], ends])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, row: int) -> FloatArray:
+        return self.frames[self._bounds[row] : self._bounds[row + 1]]
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest clip."""
+        return int(np.diff(self._bounds).max())
+
+    def take(self, rows: Sequence[int]) -> ClipFrames:
+        """Return some of the clips, in this order."""
+        chosen = [self[row] for row in rows]
+        return ClipFrames(np.concatenate(chosen), np.cumsum([len(clip) for clip in chosen]))
+
+
+def log_mel_clips(
+    manifest: Manifest, front_end: FrontEnd, shortest_frames: int, progress: Progress | None = None
+) -> ClipFrames:
+    """Return the log-Mel spectrogram of every clip as it is, up to :data:`LONGEST_CLIP_S`; cached on disk.
+
+    Args:
+        manifest: the clips.
+        front_end: parameters of the spectrogram.
+        shortest_frames: a clip of fewer is repeated to as many, as the device does.
+        progress: told how far the work is.
+
+    Returns:
+        dB, not normalised, in the manifest's order.
+
+    Raises:
+        AudioError: a clip cannot be read.
+        SerError: the cached file is damaged.
+    """
+    longest = round(LONGEST_CLIP_S * front_end.sample_rate)
+    key = cache_key(manifest, front_end.to_dict(), "clips", longest, shortest_frames)
+    path = cache_folder() / f"log-mel-{key}.npz"
+    if not path.is_file():
+        shortest, clips = front_end.samples(shortest_frames), []
+        for row, clip in enumerate(manifest.clips, start=1):
+            samples = clip.read()[:longest]
+            clips.append(log_mel(tile_or_cut(samples, max(shortest, len(samples))), front_end))
+            if progress:
+                progress(row, len(manifest))
+        with atomic_path(path) as temporary:
+            np.savez(temporary, frames=np.concatenate(clips), ends=np.cumsum([len(clip) for clip in clips]))
+    try:
+        with np.load(path, allow_pickle=False) as cached:
+            return ClipFrames(cached["frames"], cached["ends"])
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise SerError(f"{path}: damaged; delete it and run the same command again") from error
+
+
 def cached_rows(
     name: str, count: int, compute: Callable[[int], FloatArray], progress: Progress | None = None
 ) -> FloatArray:
@@ -88,7 +168,7 @@ def cached_rows(
         _compute(path, count, compute, progress)
     try:
         cached: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise SerError(f"{path}: damaged; delete it and run the same command again") from error
     return cached
 
@@ -119,13 +199,14 @@ def measure_normalization(windows: FloatArray) -> Normalization:
     """Return mean and standard deviation of each mel band over clips and frames.
 
     Args:
-        windows: float32 (clips, frames, mel_bands) of training speakers, dB.
+        windows: float32 (clips, frames, mel_bands), or all frames (frames, mel_bands), of training speakers, dB.
 
     Returns:
         constants that give each band mean 0 and deviation 1; a band that never changes keeps deviation 1.
     """
-    mean = windows.mean(axis=(0, 1), dtype=np.float64)
-    std = windows.std(axis=(0, 1), dtype=np.float64)
+    but_bands = tuple(range(windows.ndim - 1))
+    mean = windows.mean(axis=but_bands, dtype=np.float64)
+    std = windows.std(axis=but_bands, dtype=np.float64)
     # A deviation below 1e-3 dB is a constant band (e.g. above the bandwidth of telephone speech), not information.
     std = np.where(std < 1e-3, 1.0, std)
     return Normalization(tuple(float(x) for x in mean), tuple(float(x) for x in std))

@@ -8,10 +8,11 @@ weights as one that was not.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from edge_runtime.errors import SerError, UsageError
-from edge_runtime.frontend import FloatArray, FrontEnd
+from edge_runtime.frontend import FloatArray, FrontEnd, log_mel, tile_or_cut
 from sertool.audio import content_hash
-from sertool.corpora.manifest import Manifest, load_manifest
+from sertool.augment import augmented, draw_mixture
+from sertool.batches import Inputs, training_inputs
+from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, load_fold, load_split, training_labels
 from sertool.epochs import load_resume, save_history, save_resume
-from sertool.export.quantize import balanced_choice, with_short_windows
-from sertool.features import Progress, log_mel_windows, measure_normalization
+from sertool.features import Progress
 from sertool.files import write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
 from sertool.hardware import choose_device, has_bfloat16
 from sertool.losses import neighbour_loss
-from sertool.networks import Student, TimeReach, build_network, time_reach
+from sertool.networks import Student, build_network
 from sertool.qat import RoundedComputation
-from sertool.recipe import Neighbours, Recipe, load_recipe, write_recipe
+from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
 from sertool.run import (
     ClipRecord,
     Run,
@@ -85,14 +88,12 @@ class TrainingSet:
     """The clips trained on, sorted by key.
 
     Attributes:
-        log_mel: float32 (N, 1, reach.context + frames, mel_bands), normalised.
-        reach: how many frames of context are before each window, and frames a feature.
+        inputs: what the network sees of them.
         targets: int64 (N,), positions of the labels.
         neighbours: int64 (N, n), rows of this set; -1 where there is none.
     """
 
-    log_mel: Tensor
-    reach: TimeReach
+    inputs: Inputs
     targets: Tensor
     neighbours: Tensor
 
@@ -146,25 +147,22 @@ def fit(
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, len(labels), start, device)
-    reach = time_reach(network) if _with_context(recipe) else TimeReach(stride=1, context=0)
-    windows = log_mel_windows(manifest, FrontEnd(), recipe.data.window_samples, on_features, reach.context)[rows]
-    # Weights belong to the constants that they were trained with.
-    normalization = start.run.normalization if start else measure_normalization(windows[:, reach.context :])
+    # Weights belong to the normalisation that they were trained with.
+    earlier = start.run.normalization if start else None
+    inputs, normalization = training_inputs(recipe, manifest, rows, network, earlier, device, on_features)
     student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
-        torch.from_numpy(normalization.apply(windows))[:, None].to(device),
-        reach,
+        inputs,
         torch.tensor([labels.index(manifest.clips[row].label) for row in rows], device=device),
         torch.from_numpy(neighbours).to(device),
     )
 
-    optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
-    width = network.head.fc1.out_features if recipe.neighbours.layer == "fc1" else len(labels)
-    bank = EmbeddingBank(len(rows), width, device)
-
-    rounded = RoundedComputation(network, _calibration(manifest, rows, data)) if training.quantization_aware else None
+    learner = _learner(recipe, network, len(rows), device)
+    if training.quantization_aware:
+        calibration = _calibration([manifest.clips[row] for row in rows], student)
+        learner = replace(learner, rounded=RoundedComputation(network, calibration))
     resume = folder / "resume.safetensors"
-    reports = load_resume(resume, optimizer, _state(network, bank))
+    reports = load_resume(resume, learner.optimizer, learner.state())
     if on_start:
         on_start(
             f"{len(rows)} clips, {len(speakers)} speakers, {len(labels)} labels; "
@@ -177,14 +175,13 @@ def fit(
         _start_folder(recipe, folder, trained, start)
         with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
             for epoch in range(len(reports), training.epochs):
-                report = _epoch(epoch, network, optimizer, bank, data, recipe, autocast, rounded)
+                report = _epoch(epoch, learner, data, recipe, autocast)
                 reports.append(asdict(report))
-                save_resume(resume, optimizer, _state(network, bank), reports)
+                save_resume(resume, learner.optimizer, learner.state(), reports)
                 _record(folder, reports, curves)
                 if on_epoch:
                     on_epoch(report)
-        if rounded:
-            rounded.round_weights()
+        learner.finish()
     finally:
         torch.set_num_threads(threads)
     save_checkpoint(folder / "checkpoint.safetensors", network, student)
@@ -192,42 +189,42 @@ def fit(
     return True
 
 
-def _epoch(
-    epoch: int,
-    network: Student,
-    optimizer: torch.optim.Adam,
-    bank: EmbeddingBank,
-    data: TrainingSet,
-    recipe: Recipe,
-    autocast: torch.autocast,
-    rounded: RoundedComputation | None,
-) -> EpochReport:
+def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, autocast: torch.autocast) -> EpochReport:
     training, neighbours = recipe.training, recipe.neighbours
+    network, optimizer, bank, rounded = learner.network, learner.optimizer, learner.bank, learner.rounded
     started = time.perf_counter()
     order = np.random.default_rng([training.seed, epoch]).permutation(len(data.targets))
     torch.manual_seed(int(np.random.default_rng([training.seed, epoch, 1]).integers(2**62)))  # dropout
-    learning_rate = training.learning_rate * training.decay ** (epoch // training.decay_epochs)
-    optimizer.param_groups[0]["lr"] = learning_rate
+    random = np.random.default_rng([training.seed, epoch, 2])
+    data.inputs.begin(random)
     if rounded:
         rounded.measure()
     total, total_neighbour = 0.0, 0.0
-    # A step has context as a whole: zero states are not zero frames, so windows with and without do not stack.
     steps = range(0, len(order), training.batch_size)
-    amid_stream = np.random.default_rng([training.seed, epoch, 2]).random(len(steps)) < training.context
-    for start, amid in zip(steps, amid_stream, strict=True):
+    for step, start in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = _learning_rate(training, epoch, step / len(steps))
         batch = torch.from_numpy(order[start : start + training.batch_size]).to(data.targets.device)
-        extra = _companions(batch, data.neighbours, neighbours.mode)
+        mixture = draw_mixture(len(batch), recipe.augmentation.mixup, random)
+        extra = batch[:0] if mixture else _companions(batch, data.neighbours, neighbours.mode)
         together = torch.cat([batch, extra])
-        context = data.reach.context if amid else 0
-        inputs = data.log_mel[together, :, data.reach.context - context :]
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        seen = augmented(data.inputs.batch(together, random), recipe.augmentation, mixture, random)
+        truth = functional.one_hot(data.targets[batch], network.head.fc2.out_features).float()
         with autocast, rounded or nullcontext():
-            embeddings = network.embed(inputs, context // data.reach.stride)
+            pooled = network.pool(seen.inputs, seen.skip, seen.features)
+            embeddings = network.head.embed(pooled)
             logits = network.head.classify(embeddings)
         compared = (embeddings if neighbours.layer == "fc1" else logits).float()
-        cross_entropy = functional.cross_entropy(logits[: len(batch)].float(), data.targets[batch])
-        others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
-        graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
+        cross_entropy = functional.cross_entropy(
+            logits[: len(batch)].float(),
+            mixture.mix(truth) if mixture else truth,
+            label_smoothing=training.label_smoothing,
+        )
+        if mixture:  # two clips at once have no neighbours
+            graph_loss = torch.zeros_like(cross_entropy)
+        else:
+            others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
+            graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
+            bank.remember(batch, compared[: len(batch)])
         loss = cross_entropy + neighbours.alpha * graph_loss
         if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
@@ -237,7 +234,8 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        bank.remember(batch, compared[: len(batch)])
+        if learner.average:
+            learner.average.update_parameters(network)
         total += cross_entropy.item() * len(batch)
         total_neighbour += graph_loss.item() * len(batch)
     return EpochReport(
@@ -245,9 +243,20 @@ def _epoch(
         training.epochs,
         total / len(order),
         total_neighbour / len(order),
-        learning_rate,
+        optimizer.param_groups[0]["lr"],
         time.perf_counter() - started,
     )
+
+
+def _learning_rate(training: Training, epoch: int, done: float) -> float:
+    """Return the learning rate of a step, ``done`` being the share of its epoch that lies behind it."""
+    if training.schedule == "steps":
+        return training.learning_rate * training.decay ** (epoch // training.decay_epochs)
+    warmup, epochs = training.warmup_epochs, epoch + done
+    if epochs < warmup:
+        return training.learning_rate * epochs / warmup
+    way = (epochs - warmup) / (training.epochs - warmup)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * way))
 
 
 class EmbeddingBank:
@@ -266,6 +275,61 @@ class EmbeddingBank:
         """Store the embeddings (B, D) of these rows (B,)."""
         self.embeddings[rows] = embeddings.detach()
         self.visited[rows] = True
+
+
+@dataclass(frozen=True)
+class Learner:
+    """All that the steps of a training change.
+
+    Attributes:
+        network: the student.
+        average: of its weights, where the recipe wants one.
+        optimizer: of its weights.
+        bank: of its embeddings.
+        rounded: the rounding of int8, where it is trained with.
+    """
+
+    network: Student
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    bank: EmbeddingBank
+    rounded: RoundedComputation | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that an epoch changes but the optimizer, by name."""
+        weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.average:
+            weights |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        return weights | {"bank.embeddings": self.bank.embeddings, "bank.visited": self.bank.visited}
+
+    def finish(self) -> None:
+        """Give the network the weights that are the result."""
+        if self.average:
+            self.network.load_state_dict(self.average.module.state_dict())
+        if self.rounded:
+            self.rounded.round_weights()
+
+
+def _learner(recipe: Recipe, network: Student, clips: int, device: torch.device) -> Learner:
+    training = recipe.training
+    # Without weight decay, AdamW is the paper's Adam.
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    layer = network.head.fc1 if recipe.neighbours.layer == "fc1" else network.head.fc2
+    bank = EmbeddingBank(clips, layer.out_features, device)
+    return Learner(network, _average(network, training.average), optimizer, bank)
+
+
+def _average(network: Student, share: float) -> AveragedModel | None:
+    """Return the moving average of a network's weights, batch statistics included; None where none is wished."""
+    if not share:
+        return None
+
+    def blend(average: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
+        # The first weights are random, so they must not linger: the share of the old ones rises to its value.
+        kept = min(share, (1 + float(updates)) / (10 + float(updates)))
+        return average.lerp(new, 1 - kept) if average.is_floating_point() else new
+
+    return AveragedModel(network, avg_fn=blend, use_buffers=True)
 
 
 def _companions(batch: Tensor, neighbours: Tensor, mode: str) -> Tensor:
@@ -322,10 +386,11 @@ def _start(
 ) -> Start:
     """Open the run to go on from; refuse one of another network or other labels, or that heard who is tested here."""
     run = load_run(recipe.training.start)
-    for key in ("name", "width"):
-        wanted, found = getattr(recipe.network, key), getattr(run.recipe.network, key)
+    for section, key in (("network", "name"), ("network", "width"), ("normalization", "kind")):
+        wanted, found = (getattr(getattr(one, section), key) for one in (recipe, run.recipe))
         if wanted != found:
-            raise UsageError(f"{run.path}: its network.{key} is {found!r}, not {wanted!r}; set network.{key}={found}")
+            name = f"{section}.{key}"
+            raise UsageError(f"{run.path}: its {name} is {found!r}, not {wanted!r}; set {name}={found}")
     if run.labels != labels:
         raise UsageError(
             f"{run.path}: its labels are {', '.join(run.labels)}, but the clips here are labelled {', '.join(labels)}; "
@@ -348,12 +413,15 @@ def _start(
     return start
 
 
-def _calibration(manifest: Manifest, rows: list[int], data: TrainingSet) -> list[FloatArray]:
+def _calibration(clips: Sequence[Clip], student: StudentDescription) -> list[FloatArray]:
     """Return the windows (frames, mel_bands) that an export of the run measures its activations on."""
-    clips = [manifest.clips[row] for row in rows]
-    place = {clip.key: row for row, clip in enumerate(clips)}
-    chosen = [place[clip.key] for clip in balanced_choice(clips, CALIBRATION_CLIPS)]
-    windows: FloatArray = data.log_mel[chosen, 0, data.reach.context :].cpu().numpy()
+    # Its libraries take a tenth of a second to import, and few trainings need them.
+    from sertool.export.quantize import balanced_choice, with_short_windows
+
+    windows = [
+        student.normalization.apply(log_mel(tile_or_cut(clip.read(), student.window_samples), student.front_end))
+        for clip in balanced_choice(clips, CALIBRATION_CLIPS)
+    ]
     return list(with_short_windows(windows))
 
 
@@ -371,10 +439,6 @@ def _look_up(
     place = torch.zeros(int(bank.visited.numel()), dtype=torch.long, device=rows.device)
     place[together] = torch.arange(len(together), device=rows.device)
     return compared[place[rows]], present.float()
-
-
-def _with_context(recipe: Recipe) -> bool:
-    return recipe.network.time_padding == "causal" and recipe.training.context > 0
 
 
 def _precision(recipe: Recipe, device: torch.device) -> str:
@@ -492,12 +556,6 @@ def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: 
             f"{folder}: holds a run on another graph than {graphs[1]} is now; "
             "give another folder with -o, or delete that one"
         )
-
-
-def _state(network: Student, bank: EmbeddingBank) -> dict[str, Tensor]:
-    """Return all that an epoch changes but the optimizer, by name."""
-    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    return weights | {"bank.embeddings": bank.embeddings, "bank.visited": bank.visited}
 
 
 def _record(folder: Path, reports: list[dict[str, Any]], curves: SummaryWriter) -> None:

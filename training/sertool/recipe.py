@@ -44,11 +44,68 @@ class Data(Section):
     )
     corpus: str = Field("", description="name of the corpus, for the model's papers; see: sertool corpus list")
     licence: str = Field("", description="licence that the corpus puts on the weights; empty: that of the named corpus")
+    clips: Literal["tiled", "once"] = Field(
+        "tiled",
+        description="tiled: each clip is repeated or cut to one window (paper); once: as it is, as a stream hears it; "
+        "needs network.time_padding = causal",
+    )
     window_samples: int = Field(
         PAPER_WINDOW_SAMPLES,
         ge=SHORTEST_WINDOW_SAMPLES,
         le=LONGEST_WINDOW_SAMPLES,
         description="clips are repeated or cut to this length at 16 kHz; 95744 = 373 frames",
+    )
+
+
+class Normalizing(Section):
+    """How log-Mel bands are normalised."""
+
+    kind: Literal["constant", "running"] = Field(
+        "constant",
+        description="constant: mean and deviation of the training speakers (paper); running: these, and then those of "
+        "whoever speaks, frame by frame; needs data.clips = once",
+    )
+    prior: float = Field(
+        8.0, gt=0, le=3600, allow_inf_nan=False, description="running: seconds of speech that the constants count for"
+    )
+    memory: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
+        description="running: all earlier speech counts for at most this many seconds; 0: for what it is",
+    )
+
+
+class Augmentation(Section):
+    """Changes to what is seen in training; the paper has none."""
+
+    excerpt_frames: int = Field(
+        0, ge=0, le=3750, description="train on random excerpts of so many frames (192 = 3 s); 0: on all of a window"
+    )
+    masks: int = Field(0, ge=0, le=10, description="stripes hidden in frequency, and as many in time (SpecAugment)")
+    mask_bands: int = Field(8, ge=0, le=64, description="a stripe hides at most so many mel bands")
+    mask_frames: int = Field(24, ge=0, le=3750, description="a stripe hides at most so many frames")
+    warp: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="frequencies are multiplied by exp(-warp) to exp(warp), as by another vocal tract",
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the steps that train on mixtures of two clips",
+    )
+    newcomers: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="running: share of the clips before which the speaker is forgotten",
     )
 
 
@@ -102,6 +159,23 @@ class Training(Section):
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam, at the start")
     decay: float = Field(0.9, gt=0, le=1, description="the learning rate is multiplied by this ...")
     decay_epochs: int = Field(5, ge=1, description="... after so many epochs")
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps", description="steps: that decay (paper); cosine: down to 0 along a half wave, step by step"
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="cosine: the rate rises from 0 for so long, first"
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="of AdamW; 0: Adam, as in the paper")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, allow_inf_nan=False, description="share of the truth that is spread over all labels"
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="moving average of the weights (EMA), with this share of the old ones a step; 0: the last weights",
+    )
     start: str = Field("", description="run to go on from; sertool train --from sets it; empty: fresh weights")
     quantization_aware: bool = Field(
         False,
@@ -134,6 +208,8 @@ class Recipe(Section):
     """
 
     data: Data = Data()
+    normalization: Normalizing = Normalizing()
+    augmentation: Augmentation = Augmentation()
     network: Network = Network()
     neighbours: Neighbours = Neighbours()
     training: Training = Training()
@@ -141,10 +217,53 @@ class Recipe(Section):
 
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
+    "normalization": Normalizing,
+    "augmentation": Augmentation,
     "network": Network,
     "neighbours": Neighbours,
     "training": Training,
 }
+
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "device": (
+        "data.clips=once",
+        "normalization.kind=running",
+        "augmentation.excerpt_frames=192",
+        "augmentation.masks=2",
+        "augmentation.warp=0.12",
+        "augmentation.mixup=0.5",
+        "augmentation.newcomers=0.15",
+        "network.time_padding=causal",
+        "training.epochs=30",
+        "training.schedule=cosine",
+        "training.warmup_epochs=2.0",
+        "training.weight_decay=0.01",
+        "training.label_smoothing=0.1",
+        "training.average=0.99",
+    ),
+}
+"""Recipes by name, as what they change of the defaults: the paper's own, and what did best at the same cost on a board
+(docs/results.md)."""
+
+
+def preset(name: str) -> Recipe:
+    """Return one of :data:`PRESETS`.
+
+    Raises:
+        UsageError: another name.
+
+    Example:
+        >>> preset("device").network.time_padding
+        'causal'
+    """
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name!r} is unknown; {nearest(name, PRESETS)}")
+    content: dict[str, Any] = {}
+    for override in PRESETS[name]:
+        _override(content, override, SECTIONS)
+    return parse_recipe(content)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -195,6 +314,19 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         raise UsageError(
             f"{where}: training.quantization_aware needs a trained network to begin with: training.start, or sertool "
             "train --from RUN"
+        )
+    if training.schedule == "cosine" and training.warmup_epochs >= training.epochs:
+        raise UsageError(
+            f"{where}: training.warmup_epochs = {training.warmup_epochs}: must be less than training.epochs, "
+            f"{training.epochs}"
+        )
+    if recipe.data.clips == "once" and recipe.network.time_padding != "causal":
+        raise UsageError(
+            f"{where}: data.clips = 'once' is how a stream hears clips; it needs network.time_padding = 'causal'"
+        )
+    if recipe.normalization.kind == "running" and recipe.data.clips != "once":
+        raise UsageError(
+            f"{where}: normalization.kind = 'running' counts what a speaker said once; it needs data.clips = 'once'"
         )
     if training.quantization_aware and training.precision == "bf16":
         raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")

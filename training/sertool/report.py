@@ -36,6 +36,8 @@ def evaluate_folder(
     part: str = "test",
     on_features: Progress | None = None,
     on_folds: Callable[[Sequence[Run]], Iterable[Run]] = iter,
+    *,
+    in_turn: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run, or every finished fold below a folder and all of them pooled; write metrics, items and report.
 
@@ -44,6 +46,8 @@ def evaluate_folder(
         part: ``test``, ``validation`` or ``train``.
         on_features: told while log-Mel spectrograms are computed.
         on_folds: is given the runs and yields them: the place for a progress bar.
+        in_turn: hear each speaker's clips one after the other; see :func:`sertool.evaluate.evaluate_run`. The results
+            are kept as those of another part, e.g. ``test-in-turn``.
 
     Returns:
         the entry of this part in ``metrics.json`` of ``path``; see :func:`sertool.evaluate.save_evaluation`.
@@ -52,9 +56,10 @@ def evaluate_folder(
         SerError: what :func:`sertool.run.load_folds` and :func:`sertool.evaluate.evaluate_run` raise.
     """
     folds = load_folds(path)
-    predictions = []
+    predictions, speakers_of = [], part
+    part += "-in-turn" if in_turn else ""
     for fold in on_folds(folds):
-        predictions.append(evaluate_run(fold, part, on_features))
+        predictions.append(evaluate_run(fold, speakers_of, on_features, in_turn=in_turn))
         entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
         save_report(fold.path, part, [fold], predictions[-1])
     if folds[0].path != path:

@@ -55,7 +55,7 @@ class StudentDescription:
     Attributes:
         labels: class names in the order of the logits.
         front_end: parameters of the log-Mel spectrogram.
-        normalization: constants of the training speakers.
+        normalization: constants of the training speakers, and whether the statistics run on from there.
         window_samples: length that clips are tiled or cut to.
     """
 
@@ -75,9 +75,13 @@ class StudentDescription:
         return cls(
             tuple(content["labels"]),
             FrontEnd(**content["front_end"]),
-            Normalization(tuple(content["normalization"]["mean"]), tuple(content["normalization"]["std"])),
+            Normalization(**{name: _tuple(value) for name, value in content["normalization"].items()}),
             content["window_samples"],
         )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def save_checkpoint(path: Path, network: Student, description: StudentDescription) -> None:
@@ -179,7 +183,7 @@ class Run:
 
     @property
     def normalization(self) -> Normalization:
-        """Constants of the training speakers."""
+        """Statistics of the training speakers, and whether they run on from there."""
         return self.student.normalization
 
     @property
@@ -447,7 +451,7 @@ class RunTeacher:
         window = log_mel(tile_or_cut(samples, student.window_samples), student.front_end)
         with torch.inference_mode():
             frames = torch.from_numpy(student.normalization.apply(window))
-            embedding: FloatArray = self._network.embed(frames[None, None])[0].numpy()
+            embedding: FloatArray = self._network.head.embed(self._network.pool(frames[None, None]))[0].numpy()
         return embedding
 
 

@@ -15,6 +15,14 @@ from sertool.cli.console import OUTPUT, print_json, print_status, progress_bar, 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or the folder above the folds of one.")],
     part: Annotated[str, typer.Option(help="Part of the split: test, validation or train.")] = "test",
+    in_turn: Annotated[
+        bool,
+        typer.Option(
+            "--in-turn",
+            help="Hear each speaker's clips one after the other, with statistics that run on: kept beside, as "
+            "PART-in-turn.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Evaluate a run on unseen speakers; several folds are pooled into one result.
@@ -24,7 +32,11 @@ def evaluate(
 
     Writes metrics.json, predictions.csv and report.html into the run (and, for folds, into the folder above them).
 
-    Example: sertool evaluate runs/loso
+    Examples:
+
+      sertool evaluate runs/loso
+
+      sertool evaluate runs/loso --in-turn
     """
     from sertool.report import evaluate_folder, report_path
 
@@ -34,7 +46,9 @@ def evaluate(
             part,
             spectrogram_progress(progress),
             lambda folds: progress.track(folds, description="evaluating"),
+            in_turn=in_turn,
         )
+    part += "-in-turn" if in_turn else ""
     if "folds" in entry:
         _warn_of_unfinished(entry["folds"], entry["folds_of"])
     if json:

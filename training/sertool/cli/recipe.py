@@ -9,7 +9,8 @@ import typer
 
 from edge_runtime.errors import UsageError
 from sertool.files import write_text
-from sertool.recipe import Recipe, load_recipe, write_recipe
+from sertool.recipe import load_recipe, write_recipe
+from sertool.recipe import preset as named_preset
 
 app = typer.Typer(no_args_is_help=True, help="Write and check training recipes.")
 
@@ -17,15 +18,22 @@ app = typer.Typer(no_args_is_help=True, help="Write and check training recipes."
 @app.command()
 def new(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.toml"),
+    preset: Annotated[
+        str, typer.Option(help="paper: as published; device: what did best as a stream on a board.")
+    ] = "paper",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a recipe with the paper's settings and a comment on every key.
+    """Write a recipe with a comment on every key.
 
-    Example: sertool recipe new recipe.toml
+    Examples:
+
+      sertool recipe new recipe.toml
+
+      sertool recipe new recipe.toml --preset device
     """
     if path.is_file() and not force:
         raise UsageError(f"{path}: exists already; give another name or --force")
-    write_text(path, write_recipe(Recipe()))
+    write_text(path, write_recipe(named_preset(preset)))
     typer.echo(f"{path}: edit it, then run: sertool train {path} -o runs/first")
 
 

@@ -140,13 +140,24 @@ class Student(nn.Module):
         maps: Tensor = self.trunk(log_mel)
         return maps.mean(3)
 
-    def embed(self, log_mel: Tensor, skip: int = 0) -> Tensor:
-        """Return the ``fc1`` embeddings (B, 256) of windows (B, 1, T, mel_bands), averaged from feature ``skip`` on."""
-        return self.head.embed(self.features(log_mel)[:, :, skip:].mean(2))
+    def pool(self, log_mel: Tensor, skip: int = 0, count: Tensor | None = None) -> Tensor:
+        """Return the features of windows (B, 1, T, mel_bands), averaged over time, (B, C).
+
+        Args:
+            log_mel: the windows.
+            skip: features at the beginning that do not count.
+            count: int64 (B,), how many features of each window count, from there on; all when None.
+        """
+        features = self.features(log_mel)[:, :, skip:]
+        if count is None:
+            return features.mean(2)
+        count = count.clamp(max=features.shape[2])[:, None]
+        counts = torch.arange(features.shape[2], device=features.device) < count
+        return (features * counts[:, None]).sum(2) / count
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Return the logits (B, classes) of windows (B, 1, T, mel_bands)."""
-        logits: Tensor = self.head(self.features(log_mel).mean(2))
+        logits: Tensor = self.head(self.pool(log_mel))
         return logits
 
 
@@ -190,10 +201,9 @@ def predict_beginnings(
     with torch.inference_mode():
         stride = _stride(network, windows.shape[2])
         for start in range(0, len(windows), batch_size):
-            features = network.features(torch.from_numpy(windows[start : start + batch_size])[:, None])
-            complete = torch.from_numpy(frames[start : start + batch_size] // stride).clamp(1, features.shape[2])
-            heard = torch.arange(features.shape[2]) < complete[:, None]
-            logits.append(network.head((features * heard[:, None]).sum(2) / complete[:, None]))
+            batch = torch.from_numpy(windows[start : start + batch_size])[:, None]
+            complete = torch.from_numpy(frames[start : start + batch_size] // stride).clamp(min=1)
+            logits.append(network.head(network.pool(batch, count=complete)))
     together: FloatArray = torch.cat(logits).numpy()
     return together
 

@@ -1,0 +1,266 @@
+"""What a step reads: windows as in the paper, and excerpts as a device hears them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_runtime.errors import UsageError
+from edge_runtime.frontend import FrontEnd, Normalization, RunningNormalizer, log_mel
+from sertool.batches import Excerpts, Windows, hear_in_turn, padded
+from sertool.corpora.manifest import load_manifest
+from sertool.features import ClipFrames, cache_folder, log_mel_clips, measure_normalization
+from sertool.networks import TimeReach, build_network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+CONSTANT = Normalization((-50.0,) * 64, (10.0,) * 64)
+RUNNING = Normalization((-50.0,) * 64, (10.0,) * 64, prior_frames=30, memory_frames=60)
+LENGTHS = [20, 90, 45, 33, 70, 64]
+SPEAKERS = ["a", "b", "a", "b", "a", "b"]
+
+
+@pytest.fixture(scope="module")
+def clips() -> ClipFrames:
+    frames = np.random.default_rng(0).normal(-45, 12, (sum(LENGTHS), 64)).astype(np.float32)
+    return ClipFrames(frames, np.cumsum(LENGTHS))
+
+
+def excerpts(clips: ClipFrames, normalization: Normalization, excerpt: int = 32, **options: Any) -> Excerpts:
+    settings = {"stride": 16, "newcomers": 0.0, "device": CPU} | options
+    return Excerpts(clips, SPEAKERS, normalization, excerpt=excerpt, **settings)
+
+
+def test_an_excerpt_is_a_stretch_of_the_normalised_clip_with_zeros_after(clips: ClipFrames) -> None:
+    source = excerpts(clips, CONSTANT)
+    random = np.random.default_rng(1)
+    offsets = set()
+    for _ in range(30):
+        batch = source.batch(torch.tensor([1, 0]), random)
+        assert batch.inputs.shape == (2, 1, 32, 64) and batch.features is not None
+        assert batch.features.tolist() == [2, 1]
+        whole = CONSTANT.apply(clips[1])
+        found = [at for at in range(59) if np.array_equal(whole[at : at + 32], batch.inputs[0, 0].numpy())]
+        offsets |= set(found)
+        assert len(found) == 1
+        short = batch.inputs[1, 0].numpy()
+        assert np.array_equal(short[:20], CONSTANT.apply(clips[0])) and not short[20:].any()
+    assert len(offsets) > 15
+
+
+def test_clips_in_turn_are_what_the_device_makes_of_a_speaker_who_says_them_one_after_the_other(
+    clips: ClipFrames,
+) -> None:
+    heard = hear_in_turn(clips, SPEAKERS, RUNNING, np.random.default_rng(3))
+    order = np.random.default_rng(3)
+    for name in ("a", "b"):
+        normalizer = RunningNormalizer(RUNNING)
+        for row in order.permutation([row for row in range(6) if SPEAKERS[row] == name]):
+            normalizer.forget()
+            assert np.array_equal(heard[row], normalizer.push(clips[row]))
+
+
+def test_newcomers_are_heard_as_if_nobody_had_spoken_before(clips: ClipFrames) -> None:
+    heard = hear_in_turn(clips, SPEAKERS, RUNNING, np.random.default_rng(3), newcomers=1.0)
+    assert all(np.array_equal(frames, RUNNING.apply(clip)) for frames, clip in zip(heard, clips, strict=True))
+
+
+def test_every_epoch_hears_running_statistics_in_another_order(clips: ClipFrames) -> None:
+    source = excerpts(clips, RUNNING, excerpt=90)
+    seen = []
+    for epoch in range(4):
+        random = np.random.default_rng(epoch)
+        source.begin(random)
+        seen.append(source.batch(torch.arange(6), random).inputs)
+    assert any(not torch.equal(seen[0], other) for other in seen[1:])
+    source.begin(np.random.default_rng(0))
+    assert torch.equal(source.batch(torch.arange(6), np.random.default_rng(9)).inputs, seen[0])
+
+
+def test_windows_with_context_are_the_same_windows_later() -> None:
+    stored = np.random.default_rng(0).normal(-45, 12, (3, 16 + 40, 64)).astype(np.float32)
+    reach = TimeReach(stride=8, context=16)
+    options = {"excerpt": 0, "device": CPU}
+    rows, random = torch.tensor([2, 0]), np.random.default_rng(0)
+    without = Windows(stored, reach, CONSTANT, context=0.0, **options).batch(rows, random)
+    amid = Windows(stored, reach, CONSTANT, context=1.0, **options).batch(rows, random)
+    assert without.skip == 0 and amid.skip == 2
+    assert torch.equal(amid.inputs[:, :, 16:], without.inputs)
+    assert np.array_equal(amid.inputs[:, 0].numpy(), CONSTANT.apply(stored[[2, 0]]))
+
+
+def test_an_excerpt_of_a_window_brings_its_own_context() -> None:
+    stored = np.random.default_rng(0).normal(-45, 12, (1, 16 + 40, 64)).astype(np.float32)
+    source = Windows(stored, TimeReach(8, 16), CONSTANT, context=1.0, excerpt=24, device=CPU)
+    whole = CONSTANT.apply(stored[0])
+    random = np.random.default_rng(0)
+    found = set()
+    for _ in range(200):
+        batch = source.batch(torch.tensor([0]), random)
+        assert batch.inputs.shape == (1, 1, 40, 64) and batch.skip == 2
+        found |= {at for at in range(17) if np.array_equal(whole[at : at + 40], batch.inputs[0, 0].numpy())}
+    assert found == set(range(17))
+
+
+def test_padded_clips_pool_as_each_alone() -> None:
+    torch.manual_seed(0)
+    network = build_network("cnn6", 3, "causal", width=0.125).eval()
+    clips = [np.random.default_rng(n).normal(size=(n, 64)).astype(np.float32) for n in (32, 80, 57)]
+    inputs, lengths = padded(clips)
+    with torch.no_grad():
+        together = network.pool(torch.from_numpy(inputs)[:, None], count=torch.from_numpy(lengths // 16))
+        for row, clip in enumerate(clips):
+            alone = network.pool(torch.from_numpy(clip[: len(clip) // 16 * 16])[None, None])
+            assert torch.allclose(together[row], alone[0], atol=1e-5)
+
+
+def test_clips_are_kept_as_they_are_and_short_ones_repeated(tones: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("SERTOOL_CACHE", str(tmp_path))
+    manifest = load_manifest(tones.manifest)
+    told: list[tuple[int, int]] = []
+    found = log_mel_clips(manifest, FrontEnd(), 16, lambda done, count: told.append((done, count)))
+    assert np.array_equal(found[5], log_mel(manifest.clips[5].read()))
+    assert told[-1] == (72, 72) and len(found) == 72
+    tiled = log_mel_clips(manifest, FrontEnd(), 50)
+    samples = manifest.clips[5].read()
+    assert np.array_equal(tiled[5], log_mel(np.resize(samples, FrontEnd().samples(50))))
+    told.clear()
+    again = log_mel_clips(manifest, FrontEnd(), 16, lambda done, count: told.append((done, count)))
+    assert not told and np.array_equal(again.frames, found.frames)
+    assert measure_normalization(found.frames).mean == pytest.approx(found.frames.mean(0, dtype=np.float64))
+
+
+def test_damaged_frames_on_disk_are_one_line(tones: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    from edge_runtime.errors import SerError
+
+    monkeypatch.setenv("SERTOOL_CACHE", str(tmp_path))
+    manifest = load_manifest(tones.manifest)
+    log_mel_clips(manifest, FrontEnd(), 16)
+    (cached,) = cache_folder().glob("log-mel-*.npz")
+    for damaged in (b"", cached.read_bytes()[:5000]):
+        cached.write_bytes(damaged)
+        with pytest.raises(SerError, match="damaged; delete it"):
+            log_mel_clips(manifest, FrontEnd(), 16)
+
+
+DEVICE = {
+    "data__clips": "once",
+    "network__time_padding": "causal",
+    "network__name": "resnet9",
+    "network__width": 0.125,
+    "training__schedule": "cosine",
+    "training__warmup_epochs": 1.0,
+    "training__average": 0.9,
+    "training__label_smoothing": 0.1,
+    "training__weight_decay": 0.01,
+    "training__epochs": 25,
+}
+AUGMENTED = {"masks": 1, "mask_frames": 6, "warp": 0.05, "mixup": 0.3, "newcomers": 0.4, "excerpt_frames": 32}
+
+
+def device_recipe(tones: Any, **values: object) -> Any:
+    from sertool.recipe import parse_recipe
+
+    content = tones.recipe(**(DEVICE | values)).model_dump()
+    content["normalization"] = {"kind": "running", "prior": 1.0}
+    content["augmentation"] = AUGMENTED
+    return parse_recipe(content)
+
+
+@pytest.fixture(scope="module")
+def trained(tones: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sertool.fit import fit
+
+    folder = tmp_path_factory.mktemp("device") / "run"
+    fit(device_recipe(tones), folder)
+    return folder
+
+
+def test_a_training_as_the_device_hears_learns_and_resumes_to_the_same_weights(
+    tones: Any, trained: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from sertool.fit import EpochReport, fit
+
+    def stop(report: EpochReport) -> None:
+        if report.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(device_recipe(tones), tmp_path / "run", on_epoch=stop)
+    fit(device_recipe(tones), tmp_path / "run")
+    one, other = (load_file(folder / "checkpoint.safetensors") for folder in (trained, tmp_path / "run"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_in_turn_is_another_protocol_beside_the_first(tones: Any, trained: Path, sertool: Any) -> None:
+    import json
+
+    from sertool.run import load_run
+
+    for options in ([], ["--in-turn"]):
+        outcome = sertool("evaluate", trained, *options)
+        assert outcome.code == 0, outcome.err
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert set(metrics) == {"test", "test-in-turn"}
+    assert metrics["test"]["uar"] > 0.6 and metrics["test-in-turn"]["uar"] > 0.6
+    assert (trained / "predictions-test-in-turn.csv").is_file() and (trained / "report-test-in-turn.html").is_file()
+    assert load_run(trained).normalization.prior_frames == 62
+
+
+def test_in_turn_with_constants_is_refused(tones: Any, tmp_path: Path, sertool: Any) -> None:
+    from sertool.fit import fit
+
+    fit(tones.recipe(training__epochs=1), tmp_path / "run")
+    outcome = sertool("evaluate", tmp_path / "run", "--in-turn")
+    assert outcome.code == 2 and "leave --in-turn out" in outcome.err
+
+
+def test_the_device_hears_the_run_in_turn_as_the_desk_does(
+    tones: Any, trained: Path, tmp_path: Path, sertool: Any
+) -> None:
+    """The exported stream, fed clip after clip with one normaliser, gives the probabilities of ``--in-turn``."""
+    from edge_runtime.recognizer import Recognizer
+    from sertool.evaluate import TURNS_SEED, evaluate_run
+    from sertool.run import load_run
+
+    run = load_run(trained)
+    sertool("evaluate", trained)
+    outcome = sertool("export", trained, "-o", tmp_path / "m.onnx", "--precision", "fp32", "--form", "stream")
+    assert outcome.code == 0, outcome.err
+    recognizer = Recognizer(tmp_path / "m.onnx")
+    found = evaluate_run(run, in_turn=True)
+    row_of = {key: row for row, key in enumerate(found.keys)}
+    clips = run.clips("test")
+    random = np.random.default_rng(TURNS_SEED)
+    for speaker in sorted({clip.speaker for clip in clips}):
+        normalizer = RunningNormalizer(recognizer.artifact.normalization)
+        own = [clip for clip in clips if clip.speaker == speaker]
+        for position in random.permutation(len(own)):
+            normalizer.forget()
+            stream = recognizer.stream(normalizer=normalizer)
+            stream.push(own[position].read())
+            logits = torch.from_numpy(stream.logits())
+            expected = found.probabilities[row_of[own[position].key]]
+            assert logits.softmax(0).numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_run_of_constants_is_no_start_for_running_statistics(tones: Any, tmp_path: Path) -> None:
+    from sertool.fit import fit
+
+    plain = {
+        "network__time_padding": "causal",
+        "network__name": "resnet9",
+        "network__width": 0.125,
+        "training__epochs": 1,
+    }
+    fit(tones.recipe(**plain), tmp_path / "constants")
+    further = device_recipe(tones, training__start=str(tmp_path / "constants"))
+    with pytest.raises(UsageError, match=r"its normalization\.kind is 'constant', not 'running'"):
+        fit(further, tmp_path / "further")

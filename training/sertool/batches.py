@@ -1,0 +1,247 @@
+"""What a training step reads: normalised log-Mel windows, or excerpts of clips as a device hears them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, RunningNormalizer
+from sertool.corpora.manifest import Manifest
+from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows, measure_normalization
+from sertool.networks import Student, TimeReach, time_reach
+from sertool.recipe import Normalizing, Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one step.
+
+    Attributes:
+        inputs: float32 (B, 1, frames, mel_bands), normalised.
+        skip: features at the beginning that are context and do not count.
+        features: int64 (B,), how many features of each item count from its beginning; None where all do.
+    """
+
+    inputs: Tensor
+    skip: int = 0
+    features: Tensor | None = None
+
+
+class Inputs(Protocol):
+    """Where batches come from."""
+
+    def begin(self, random: np.random.Generator) -> None:
+        """Prepare an epoch."""
+
+    def batch(self, rows: Tensor, random: np.random.Generator) -> Batch:
+        """Return the inputs of clips, by their rows (B,)."""
+
+
+def training_inputs(
+    recipe: Recipe,
+    manifest: Manifest,
+    rows: Sequence[int],
+    network: Student,
+    given: Normalization | None,
+    device: torch.device,
+    on_features: Progress | None = None,
+) -> tuple[Inputs, Normalization]:
+    """Return what a network sees of the clips it is trained on, and how that is normalised.
+
+    Args:
+        recipe: of the training.
+        manifest: the corpus.
+        rows: those of its clips that are trained on.
+        network: with the recipe's architecture.
+        given: the normalisation; measured on the clips when None.
+        device: where the batches are needed.
+        on_features: told while log-Mel spectrograms are computed.
+
+    Raises:
+        AudioError: a clip cannot be read.
+        UsageError: the network's context has no end; see :func:`sertool.networks.time_reach`.
+    """
+    front_end, excerpt = FrontEnd(), recipe.augmentation.excerpt_frames
+    if recipe.data.clips == "once":
+        stride = time_reach(network).stride
+        clips = log_mel_clips(manifest, front_end, stride, on_features).take(rows)
+        normalization = given or _with_memory(measure_normalization(clips.frames), recipe.normalization, front_end)
+        speakers = [manifest.clips[row].speaker for row in rows]
+        newcomers = recipe.augmentation.newcomers
+        inputs = Excerpts(
+            clips, speakers, normalization, stride=stride, excerpt=excerpt, newcomers=newcomers, device=device
+        )
+        return inputs, normalization
+    context = recipe.training.context if recipe.network.time_padding == "causal" else 0.0
+    reach = time_reach(network) if context else TimeReach(stride=1, context=0)
+    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)[rows]
+    normalization = given or measure_normalization(windows[:, reach.context :])
+    return Windows(windows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
+
+
+def _with_memory(constants: Normalization, settings: Normalizing, front_end: FrontEnd) -> Normalization:
+    if settings.kind == "constant":
+        return constants
+    prior, memory = (
+        round(seconds * front_end.sample_rate / front_end.hop) for seconds in (settings.prior, settings.memory)
+    )
+    return replace(constants, prior_frames=max(1, prior), memory_frames=memory)
+
+
+class Windows:
+    """Clips that are tiled or cut to one window each, as in the paper; all have one length.
+
+    Args:
+        windows: float32 (N, reach.context + frames, mel_bands), dB.
+        reach: frames of context before each window, and frames a feature.
+        normalization: constant.
+        context: share of the batches that have the context: zero states are not zero frames, so windows with and
+            without do not stack.
+        excerpt: frames of each window to take, at random; 0 for all.
+        device: where the batches are needed.
+    """
+
+    def __init__(
+        self,
+        windows: FloatArray,
+        reach: TimeReach,
+        normalization: Normalization,
+        *,
+        context: float,
+        excerpt: int,
+        device: torch.device,
+    ) -> None:
+        self._windows = torch.from_numpy(normalization.apply(windows))[:, None].to(device)
+        self._reach = reach
+        self._context = context
+        frames = windows.shape[1] - reach.context
+        self._excerpt = min(excerpt or frames, frames)
+        self._last = frames - self._excerpt
+
+    def begin(self, random: np.random.Generator) -> None:
+        """Do nothing: windows stay what they are."""
+
+    def batch(self, rows: Tensor, random: np.random.Generator) -> Batch:
+        """Return windows, or excerpts of them; see :class:`Inputs`."""
+        context = self._reach.context if random.random() < self._context else 0
+        before = self._reach.context - context
+        length = context + self._excerpt
+        if not self._last:
+            inputs = self._windows[rows, :, before : before + length]
+        else:
+            first = before + random.integers(0, self._last + 1, len(rows))
+            inputs = torch.stack(
+                [self._windows[row, :, at : at + length] for row, at in zip(rows.tolist(), first, strict=True)]
+            )
+        return Batch(inputs, context // self._reach.stride)
+
+
+class Excerpts:
+    """Random excerpts of clips that are heard once, from a reset, with zeros after a shorter one.
+
+    With running statistics, each epoch hears the clips of every speaker one after the other in another order, through
+    the device's own normaliser.
+
+    Args:
+        clips: dB.
+        speakers: of each clip.
+        normalization: constant or running.
+        stride: frames a feature of the network.
+        excerpt: frames of an excerpt, at most; 0 for the longest clip's.
+        newcomers: share of the clips before which the speaker is forgotten.
+        device: where the batches are needed.
+    """
+
+    def __init__(
+        self,
+        clips: ClipFrames,
+        speakers: Sequence[str],
+        normalization: Normalization,
+        *,
+        stride: int,
+        excerpt: int,
+        newcomers: float,
+        device: torch.device,
+    ) -> None:
+        self._clips = clips
+        self._normalization = normalization
+        self._stride = stride
+        self._newcomers = newcomers
+        self._device = device
+        # Below one stride there is no feature.
+        self._excerpt = max(stride, min(excerpt or clips.longest, clips.longest))
+        self._speakers = speakers
+        self._normalized = [normalization.apply(clips[row]) for row in range(len(clips))]
+
+    def begin(self, random: np.random.Generator) -> None:
+        """Hear every speaker's clips in another order."""
+        if self._normalization.runs:
+            self._normalized = hear_in_turn(
+                self._clips, self._speakers, self._normalization, random, newcomers=self._newcomers
+            )
+
+    def batch(self, rows: Tensor, random: np.random.Generator) -> Batch:
+        """Return excerpts; see :class:`Inputs`."""
+        chosen = [self._normalized[row] for row in rows.tolist()]
+        first = [int(random.integers(0, max(0, len(clip) - self._excerpt) + 1)) for clip in chosen]
+        inputs, frames = padded([clip[at : at + self._excerpt] for clip, at in zip(chosen, first, strict=True)])
+        features = torch.from_numpy(frames // self._stride).clamp(min=1)
+        return Batch(torch.from_numpy(inputs)[:, None].to(self._device), features=features.to(self._device))
+
+
+def hear_in_turn(
+    clips: ClipFrames,
+    speakers: Sequence[str],
+    normalization: Normalization,
+    random: np.random.Generator,
+    newcomers: float = 0.0,
+) -> list[FloatArray]:
+    """Normalise clips as a device does that hears each speaker's one after the other, in random order.
+
+    Args:
+        clips: dB.
+        speakers: of each clip.
+        normalization: whose statistics run on from clip to clip.
+        random: source of the order.
+        newcomers: share of the clips before which the speaker is forgotten.
+
+    Returns:
+        float32 (frames, mel_bands) of each clip, in the order given.
+    """
+    named, normalized = np.asarray(speakers), list(clips)
+    for name in sorted(set(speakers)):
+        normalizer = RunningNormalizer(normalization)
+        for row in random.permutation(np.flatnonzero(named == name)):
+            if newcomers and random.random() < newcomers:
+                normalizer.reset()
+            normalizer.forget()
+            normalized[row] = normalizer.push(clips[row])
+    return normalized
+
+
+def padded(clips: Sequence[FloatArray], frames: int = 0) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Put clips (n_i, mel_bands) into one array, with zeros after the shorter ones.
+
+    Args:
+        clips: at least one.
+        frames: length of the array, at least; that of the longest clip when less.
+
+    Returns:
+        float32 (N, frames, mel_bands), and the length of each (N,).
+
+    Example:
+        >>> together, lengths = padded([np.ones((2, 64), np.float32), np.ones((5, 64), np.float32)])
+        >>> together.shape, lengths.tolist()
+        ((2, 5, 64), [2, 5])
+    """
+    lengths = np.array([len(clip) for clip in clips])
+    together = np.zeros((len(clips), max(frames, int(lengths.max())), clips[0].shape[1]), np.float32)
+    for row, clip in enumerate(clips):
+        together[row, : len(clip)] = clip
+    return together, lengths
