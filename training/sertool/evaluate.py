@@ -94,6 +94,9 @@ class Predictions:
         return cls(labels, keys, speakers, genders, positions, probabilities)
 
 
+IN_TURN = "-in-turn"
+"""Ends the name of a part whose clips were heard in turn."""
+
 TURNS_SEED = 0
 """Of the order in which a speaker's clips are heard in turn."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from sertool.corpora.adapters import CORPORA
-from sertool.evaluate import Predictions, evaluate_run, pool, save_evaluation
+from sertool.evaluate import IN_TURN, Predictions, evaluate_run, pool, save_evaluation
 from sertool.features import Progress
 from sertool.files import write_text
 from sertool.graph import diagnose, load_graph
@@ -57,7 +57,7 @@ def evaluate_folder(
     """
     folds = load_folds(path)
     predictions, speakers_of = [], part
-    part += "-in-turn" if in_turn else ""
+    part += IN_TURN if in_turn else ""
     for fold in on_folds(folds):
         predictions.append(evaluate_run(fold, speakers_of, on_features, in_turn=in_turn))
         entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
@@ -204,7 +204,7 @@ def _groups(run: Run, metrics: dict[str, Any], predictions: Predictions, chance:
 def _fold(run: Run, part: str) -> dict[str, Any]:
     return {
         "number": run.recipe.data.fold,
-        "speakers": run.fold.part(part),
+        "speakers": run.fold.part(part.removesuffix(IN_TURN)),
         "metrics": read_metrics(run.path)[part],
         "link": f"{run.path.name}/{report_path(run.path, part).name}",
     }

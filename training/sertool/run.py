@@ -352,6 +352,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def without_speakers(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace every list or table of speakers by their number: a file for distribution names nobody."""
+    plain = {key: without_speakers(value) if isinstance(value, dict) else value for key, value in content.items()}
+    if isinstance(plain.get("speakers"), list | dict):
+        plain["speakers"] = len(plain["speakers"])
+    return plain
+
+
 def load_folds(path: str | Path) -> list[Run]:
     """Open a run, or the finished folds below a folder in numerical order.
 

@@ -38,6 +38,7 @@ def evaluate(
 
       sertool evaluate runs/loso --in-turn
     """
+    from sertool.evaluate import IN_TURN
     from sertool.report import evaluate_folder, report_path
 
     with progress_bar() as progress:
@@ -48,7 +49,7 @@ def evaluate(
             lambda folds: progress.track(folds, description="evaluating"),
             in_turn=in_turn,
         )
-    part += "-in-turn" if in_turn else ""
+    part += IN_TURN if in_turn else ""
     if "folds" in entry:
         _warn_of_unfinished(entry["folds"], entry["folds_of"])
     if json:

@@ -34,6 +34,13 @@ def export(
         int, typer.Option(min=1, help="Clips of training speakers to measure int8 ranges on.")
     ] = 64,
     force: Annotated[bool, typer.Option("--force", help="Export without a test evaluation.")] = False,
+    folds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUNS",
+            help="Folds of the same recipe that vouch for a run on all speakers: results, temperature, thresholds.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write a run as one file that ser-edge runs, with labels, front-end, licence, origin and results inside.
@@ -50,6 +57,8 @@ def export(
       sertool export runs/graph -o emotion.tflite
 
       sertool export runs/causal --form stream -o emotion-stream.onnx
+
+      sertool export runs/release --folds runs/loso --form stream -o emotion.onnx
     """
     from sertool.export.artifact import export_run
     from sertool.run import load_run
@@ -66,6 +75,7 @@ def export(
             licence=licence,
             calibration_clips=calibration_clips,
             force=force,
+            folds=folds,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if replaced:

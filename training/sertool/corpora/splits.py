@@ -16,7 +16,9 @@ from sertool.corpora.manifest import Manifest
 from sertool.files import write_text
 
 PARTS = ("train", "validation", "test")
-PROTOCOLS = ("loso", "kfold:K", "fractions:A,B,C", "paper")
+PROTOCOLS = ("loso", "kfold:K", "fractions:A,B,C", "paper", "release")
+RELEASE = "release"
+"""The protocol by which nobody tests."""
 
 # Women and men in the corpus: women and men in train, validation, test. RAVDESS: the paper's Table 1. DEMoS: the
 # reference implementation, whose sizes differ from its 40/30/30 but agree with the paper's Table 2.
@@ -66,7 +68,7 @@ class Split:
         if not self.folds:
             raise UsageError("the split has no fold")
         for number, fold in enumerate(self.folds, start=1):
-            _check_fold(fold, number)
+            _check_fold(fold, number, tested=self.protocol != RELEASE)
 
     @property
     def hash(self) -> str:
@@ -91,8 +93,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check_fold(fold: Fold, number: int) -> None:
-    for part in ("train", "test"):
+def _check_fold(fold: Fold, number: int, tested: bool) -> None:
+    for part in ("train", "test") if tested else ("train",):
         if not fold.part(part):
             raise UsageError(f"fold {number}: no speaker in {part}")
     places: dict[str, str] = {}
@@ -115,8 +117,8 @@ def make_split(manifest: Manifest, protocol: str, seed: int = 0) -> Split:
     Args:
         manifest: the corpus.
         protocol: ``loso`` (each speaker tests once, all others train), ``kfold:K`` (K groups of speakers take turns),
-            ``fractions:A,B,C`` (shares of the speakers for train, validation, test) or ``paper`` (10/8/6 speakers
-            on RAVDESS, 27/25/16 on DEMoS).
+            ``fractions:A,B,C`` (shares of the speakers for train, validation, test), ``paper`` (10/8/6 speakers
+            on RAVDESS, 27/25/16 on DEMoS) or ``release`` (all train and nobody tests).
         seed: decides which speakers fall together.
 
     Raises:
@@ -136,6 +138,8 @@ def make_split(manifest: Manifest, protocol: str, seed: int = 0) -> Split:
         folds = [_fractions(manifest, argument, seed)]
     elif kind == "paper" and not argument:
         folds = [_paper(manifest, seed)]
+    elif protocol == RELEASE:
+        folds = [Fold(tuple(manifest.speakers), (), ())]
     else:
         raise UsageError(f"protocol {protocol!r} is not known; {nearest(protocol, PROTOCOLS)}")
     split = Split(protocol, seed, tuple(folds))

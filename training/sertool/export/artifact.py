@@ -39,10 +39,11 @@ from sertool.export.parity import (
 from sertool.export.quantize import balanced_choice, fingerprint, quantize, training_clips, with_short_windows
 from sertool.export.stream import StreamModel, check_stream, to_file, to_stream
 from sertool.export.tflite import to_tflite
+from sertool.export.vouch import calibrate_by, vouch, vouched
 from sertool.features import Progress
 from sertool.files import atomic_path, write_text
 from sertool.networks import count_macs, count_parameters, predict
-from sertool.run import Run, describe_environment
+from sertool.run import Run, describe_environment, without_speakers
 
 FORMATS = ("onnx", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -80,6 +81,7 @@ def export_run(
     licence: str | None = None,
     calibration_clips: int = 64,
     force: bool = False,
+    folds: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Export:
     """Write a run as one self-describing file.
@@ -96,17 +98,19 @@ def export_run(
         licence: licence of the weights; that of the corpus when None.
         calibration_clips: clips of training speakers that the ranges of int8 activations are measured on.
         force: export a run that was not evaluated on test speakers.
+        folds: folder above the folds that vouch for a run on all speakers; see :mod:`sertool.export.vouch`.
         progress: told how many clips are done.
 
     Raises:
-        UsageError: an unknown format, precision or form, another suffix, a run without a test evaluation, or a network
-            that looks ahead as a stream.
+        UsageError: an unknown format, precision or form, another suffix, a run without a test evaluation, a network
+            that looks ahead as a stream, or folds that cannot vouch for the run.
         ExportError: the file does not compute what the network computes, or not the same as a stream.
         AudioError: a training clip cannot be read.
         SerError: the file cannot be written.
     """
     output = Path(output)
-    _check_request(run, output, file_format, precision, form, force)
+    _check_request(run, output, file_format, precision, form, force or folds is not None)
+    vouching = None if folds is None else vouch(run, folds)
     calibration, verification = _choose(run, calibration_clips if precision == "int8" else 0)
     validation, uncalibrated = validation_clips(run)
     provenance = _provenance(run, calibration)
@@ -138,8 +142,11 @@ def export_run(
                     for clip, window in zip(validation, windows, strict=True)
                 ]
             )
-            provenance["export"]["temperature"] = asdict(calibrate(run, validation, logits, uncalibrated, form))
+            calibrated = calibrate_by(vouching) if vouching else calibrate(run, validation, logits, uncalibrated, form)
+            provenance["export"]["temperature"] = asdict(calibrated)
             artifact = describe(run, precision, licence, provenance, golden_vector(run, backend, precision), stream)
+            if vouching:
+                artifact = vouched(artifact, vouching, run.clips("train"))
             proven = proven_parity(run, kind_of_file(output.suffix, precision, form))
             artifact = replace(artifact, card=model_card(artifact, proven))
             content = _content(stream or model, output.suffix, frames, artifact.to_json())
@@ -271,7 +278,7 @@ def describe(
         temperature=provenance["export"]["temperature"]["temperature"],
         macs=count_macs(network, run.front_end.frames(run.window_samples), run.front_end.mel_bands),
         provenance=provenance,
-        metrics=_anonymous({part: run.metrics[part] for part in ("test",) if part in run.metrics}),
+        metrics=without_speakers({part: run.metrics[part] for part in ("test",) if part in run.metrics}),
         form="stream" if stream else "window",
         stride=stream.stride if stream else 0,
         context_frames=stream.context_frames if stream else 0,
@@ -290,14 +297,6 @@ def _licence(corpus: dict[str, str]) -> str:
     return corpus["licence"] or known or UNSPECIFIED_LICENCE
 
 
-def _anonymous(content: dict[str, Any]) -> dict[str, Any]:
-    """Replace every list or table of speakers by their number: a file for distribution names nobody."""
-    plain = {key: _anonymous(value) if isinstance(value, dict) else value for key, value in content.items()}
-    if isinstance(plain.get("speakers"), list | dict):
-        plain["speakers"] = len(plain["speakers"])
-    return plain
-
-
 def _provenance(run: Run, calibration: Sequence[Clip]) -> dict[str, Any]:
     """Return the run's provenance with the licence of its corpora and with what this export adds."""
     clips = {"clips": len(calibration), "sha256": fingerprint(calibration)} if calibration else None
@@ -309,7 +308,7 @@ def _provenance(run: Run, calibration: Sequence[Clip]) -> dict[str, Any]:
     }
     split = {"protocol": run.split.protocol, "fold": run.recipe.data.fold, "folds": len(run.split.folds)}
     split |= {f"{part}_speakers": len(run.fold.part(part)) for part in PARTS}
-    return _anonymous(run.provenance) | {"corpora": corpora, "split": split, "export": export}
+    return without_speakers(run.provenance) | {"corpora": corpora, "split": split, "export": export}
 
 
 def _check_on_device(path: Path, clip: Clip, logits: FloatArray) -> Artifact:

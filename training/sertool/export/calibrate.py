@@ -87,7 +87,7 @@ def calibrate(
     temperature, validation = 1.0, None
     if clips:
         truth = np.array([run.labels.index(clip.label) for clip in clips])
-        temperature, reason = _best(logits, truth)
+        temperature, reason = best_temperature(logits, truth)
         validation = measure(softmax(logits), truth, temperature)
     path = predictions_path(run.path, "test")
     heard_alike = run.metrics.get("test", {}).get("form", "window") == form
@@ -96,7 +96,7 @@ def calibrate(
     return Calibration(temperature, reason, validation, observed)
 
 
-def _best(logits: FloatArray, truth: IntArray) -> tuple[float, str]:
+def best_temperature(logits: FloatArray, truth: IntArray) -> tuple[float, str]:
     """Return the fitted temperature, or 1 and why there is none."""
     if np.array_equal(logits.argmax(axis=1), truth):
         return 1.0, "every validation clip is answered rightly, so that no temperature is too low"

@@ -63,6 +63,7 @@ def model_card(artifact: Artifact, proven: dict[str, Any] | None = None) -> str:
         "Forbidden use": [FORBIDDEN],
         "Training data": _data(provenance),
         "Results on speakers it never heard": _results(artifact),
+        "Neutral speech": _alarms(provenance["export"].get("alarms")),
         "Calibration": _calibration(provenance["export"]["temperature"]),
         "Agreement of this file with the trained network": _parity(provenance["export"]["parity"], proven),
         "Teacher": _teacher(provenance.get("teacher")),
@@ -70,7 +71,8 @@ def model_card(artifact: Artifact, proven: dict[str, Any] | None = None) -> str:
     }
     blocks = [f"{TITLE}emotion in speech by {artifact.network}, {artifact.precision}"]
     for heading, lines in sections.items():
-        blocks.append(f"## {heading}\n\n" + "\n".join(lines))
+        if lines:
+            blocks.append(f"## {heading}\n\n" + "\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -109,9 +111,22 @@ def _data(provenance: dict[str, Any]) -> list[str]:
 
 
 def _results(artifact: Artifact) -> list[str]:
-    test = artifact.metrics.get("test")
-    if not test:
+    if not artifact.metrics:
         return [f"{NOT_MEASURED.capitalize()}."]
+    lines = []
+    if folds := artifact.provenance["export"].get("vouched_by"):
+        lines = [
+            "This file's network was trained on all speakers, so nobody is left to test it. What follows are the "
+            f"pooled results of {folds['folds']} networks of the same recipe (seed {folds['seed']}), each trained "
+            f"without the speakers it was tested on: split `{folds['split_hash']}` ({folds['protocol']}).",
+            "",
+        ]
+    for part, entry in artifact.metrics.items():
+        lines += [*_result(part, entry), ""]
+    return lines[:-1]
+
+
+def _result(part: str, test: dict[str, Any]) -> list[str]:
     recalls, between = test["recall"], test.get("recall_interval", {})
     genders, of_gender = test["genders"], test.get("gender_interval", {})
     rows = [("UAR", _percent(test["uar"]), _interval(test["uar_interval"]))]
@@ -121,11 +136,25 @@ def _results(artifact: Artifact) -> list[str]:
     if not genders:
         rows += [("UAR by gender", NOT_MEASURED, NOT_MEASURED)]
     heard = "heard once, as a stream" if test.get("form") == "stream" else "each repeated or cut to a window"
+    if part.endswith("in-turn"):
+        heard += ", each speaker's one after the other in random order, with statistics that run on"
     return [
         f"The trained network in float, {test['items']} clips of {test['speakers']} speakers, {heard}. "
         "The interval is that of other speakers (bootstrap over speakers); with fewer than ten it is rough.",
         "",
         *_table(("", "value", "95 % interval"), rows),
+    ]
+
+
+def _alarms(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    minutes = 60 * found["neutral_hours"]
+    kept = ", ".join(f"{label} {_percent(share)}" for label, share in found["recall"].items())
+    return [
+        f"An emotion is named from a probability of {found['threshold']:.2f} on. In {minutes:.1f} minutes of neutral "
+        f"speech ({found['neutral_clips']} clips of unknown speakers, who also decided the threshold), "
+        f"{found['false_alarms']} passed for an emotion. Recall that is left: {kept}.",
     ]
 
 
