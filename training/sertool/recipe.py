@@ -229,12 +229,10 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "paper": (),
     "device": (
         "data.clips=once",
-        "normalization.kind=running",
         "augmentation.excerpt_frames=192",
         "augmentation.masks=2",
         "augmentation.warp=0.12",
         "augmentation.mixup=0.5",
-        "augmentation.newcomers=0.15",
         "network.time_padding=causal",
         "training.epochs=30",
         "training.schedule=cosine",

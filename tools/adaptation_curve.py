@@ -1,0 +1,115 @@
+"""What running statistics are worth: UAR on unknown speakers against the seconds of them that were heard before.
+
+For every test clip, other clips of its speaker are heard first, in random order, until so many seconds have gone by;
+then the clip is heard with the statistics that run on from there. ``neutral`` hears neutral clips alone, as of a person
+who is asked to speak for a while; ``mixed`` any; ``another`` as many seconds of another test speaker of the fold, which
+is what a device suffers when the speaker changes.
+
+    python tools/adaptation_curve.py runs/emodb
+    python tools/adaptation_curve.py runs/emodb --seconds 0 10 30 60 --orders 3 --memory 20 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from edge_runtime.frontend import FloatArray, RunningNormalizer
+from sertool.batches import padded
+from sertool.features import ClipFrames, log_mel_clips
+from sertool.metrics import confusion_matrix, unweighted_average_recall
+from sertool.networks import predict_beginnings, time_reach
+from sertool.run import Run, load_folds
+
+KINDS = ("mixed", "neutral", "another")
+
+
+def main() -> None:
+    """Measure the curves and print them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "run", type=Path, help="a run, or the folder above its folds, with normalization.kind = running"
+    )
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0, 5, 10, 30, 60], help="heard before each clip")
+    parser.add_argument("--orders", type=int, default=3, help="random orders; their mean is given")
+    parser.add_argument("--memory", type=float, help="seconds that what was heard counts for at most")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    runs = [with_memory(run, arguments.memory) for run in load_folds(arguments.run)]
+    curves: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
+    wanted = [(kind, seconds) for kind in KINDS for seconds in arguments.seconds]
+    for kind, seconds in track(wanted, console=Console(stderr=True), transient=True):
+        found = [measure(runs, kind, seconds, order) for order in range(arguments.orders if seconds else 1)]
+        curves[kind][f"{seconds:g}"] = float(np.mean(found))
+    if arguments.json:
+        print(json.dumps({"run": str(arguments.run), "orders": arguments.orders, "uar": curves}))
+        return
+    table = Table("heard before", *(f"{seconds:g} s" for seconds in arguments.seconds))
+    for kind, curve in curves.items():
+        table.add_row(kind, *(f"{uar:.1%}" for uar in curve.values()))
+    Console().print(table)
+
+
+def with_memory(run: Run, seconds: float | None) -> Run:
+    """Return a run whose statistics remember so many seconds; as it was trained when None."""
+    if seconds is None:
+        return run
+    frames = round(seconds * run.front_end.sample_rate / run.front_end.hop)
+    return replace(run, student=replace(run.student, normalization=replace(run.normalization, memory_frames=frames)))
+
+
+def measure(runs: list[Run], kind: str, seconds: float, order: int) -> float:
+    """Return the UAR pooled over folds where every clip is heard after so many seconds of such speech."""
+    truth, answered = [], []
+    for run in runs:
+        network = run.network()
+        clips = run.clips("test")
+        row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
+        frames = log_mel_clips(run.manifest, run.front_end, time_reach(network).stride).take(
+            [row_of[clip.key] for clip in clips]
+        )
+        windows, lengths = padded(
+            list(heard(run, frames, kind, seconds, order)), run.front_end.frames(run.window_samples)
+        )
+        answered.append(predict_beginnings(network, windows, lengths).argmax(axis=1))
+        truth.append(np.array([run.labels.index(clip.label) for clip in clips]))
+    labels = len(runs[0].labels)
+    return unweighted_average_recall(confusion_matrix(np.concatenate(truth), np.concatenate(answered), labels))
+
+
+def heard(run: Run, frames: ClipFrames, kind: str, seconds: float, order: int) -> Iterator[FloatArray]:
+    """Give each test clip's window, normalised after what was heard before it."""
+    clips = run.clips("test")
+    random = np.random.default_rng([order, round(seconds * 10)])
+    wanted = seconds * run.front_end.sample_rate / run.front_end.hop
+    longest = run.front_end.frames(run.window_samples)
+    for row, clip in enumerate(clips):
+        normalizer = RunningNormalizer(run.normalization)
+        before = [
+            other
+            for other, candidate in enumerate(clips)
+            if other != row
+            and (candidate.speaker == clip.speaker) == (kind != "another")
+            and (kind != "neutral" or candidate.label == "neutral")
+        ]
+        for other in random.permutation(before):
+            if normalizer.frames >= wanted:
+                break
+            normalizer.forget()
+            normalizer.push(frames[other])
+        normalizer.forget()
+        yield normalizer.push(frames[row])[:longest]
+
+
+if __name__ == "__main__":
+    main()
