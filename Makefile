@@ -17,7 +17,7 @@ setup: $(INSTALLED)
 # torch goes first and alone, so that nothing that depends on it can choose another build. The CPU build (+cpu) is taken
 # wherever pip is told of one (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS: PyTorch's site names its index of CPU wheels); the
 # general index has none for x86-64, and its build brings several GB of CUDA libraries.
-$(INSTALLED): pyproject.toml edge_runtime/pyproject.toml Makefile
+$(INSTALLED): pyproject.toml edge_runtime/pyproject.toml models/emodb/pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || \
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml edge_runtime/pyproject.toml Makefile
 	@$(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null || \
 		{ echo "no CPU build of $(TORCH) where pip looks; taking the general one"; \
 		$(BIN)/pip install --quiet "$(TORCH)"; }
-	$(BIN)/pip install --quiet -e "edge_runtime[onnx,mic]" -e ".[dev]"
+	$(BIN)/pip install --quiet -e "edge_runtime[onnx,mic]" -e ".[dev]" -e models/emodb
 	@touch $@
 
 demo: setup
