@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 EVENTS_WAITING = 1000
-"""Events that may wait for one sink; beyond it the oldest is dropped."""
+"""Events that may wait for one sink; beyond it the oldest is dropped, or :meth:`Fanout.send` waits."""
+
+PATIENCE_POLL_S = 0.1
+"""How soon a :class:`Fanout` that waits for its sinks notices that it is to wait no longer."""
 
 DRAIN_S = 0.5
 """How long sinks may take for what still waits when listening ends."""
@@ -80,6 +83,11 @@ class Fanout:
     Args:
         sinks: where to; :meth:`add` takes more.
         say: takes a line when a sink begins to fail and when it works again; a logger's warning by default.
+        patient: see the attribute.
+
+    Attributes:
+        patient: whether :meth:`send` and :meth:`close` wait for slow sinks instead of dropping events. For a recording,
+            which waits, too; what is spoken does not. May be set from anywhere, also a signal handler, to end a wait.
 
     Example:
         >>> from edge_runtime import Listener  # doctest: +SKIP
@@ -88,8 +96,11 @@ class Fanout:
         ...         ear.wait()
     """
 
-    def __init__(self, sinks: Iterable[Sink] = (), say: Callable[[str], None] = _LOGGER.warning) -> None:
+    def __init__(
+        self, sinks: Iterable[Sink] = (), say: Callable[[str], None] = _LOGGER.warning, patient: bool = False
+    ) -> None:
         self._say = say
+        self.patient = patient
         self._outlets: list[_Outlet] = []
         for sink in sinks:
             self.add(sink)
@@ -114,8 +125,10 @@ class Fanout:
         self._outlets.append(_Outlet(sink, Trouble(sink.name, self._say), on_error))
 
     def send(self, event: Event) -> None:
-        """Hand an event to every sink's queue; never blocks and never fails."""
+        """Hand an event to every sink's queue; never fails, and never blocks unless ``patient``."""
         for outlet in self._outlets:
+            while self.patient and not outlet.wait_for_place(PATIENCE_POLL_S):
+                pass
             outlet.put(event)
 
     @property
@@ -124,9 +137,12 @@ class Fanout:
         return {outlet.sink.name: outlet.dropped for outlet in self._outlets}
 
     def close(self) -> None:
-        """Give the sinks half a second for what waits, then close them; twice is fine."""
+        """Give the sinks half a second for what waits, if ``patient`` all they need, and close them; twice is fine."""
         for outlet in self._outlets:
             outlet.end()
+        for outlet in self._outlets:
+            while self.patient and not outlet.wait_for_end(PATIENCE_POLL_S):
+                pass
         deadline = time.monotonic() + DRAIN_S
         for outlet in self._outlets:
             outlet.join(deadline)
@@ -155,6 +171,16 @@ class _Outlet:
             self._waiting.append(event)
             self._changed.notify()
 
+    def wait_for_place(self, seconds: float) -> bool:
+        """Wait for so long at most; return whether there is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._waiting) < EVENTS_WAITING, seconds)
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait for so long at most; return whether everything is delivered."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def end(self) -> None:
         with self._changed:
             self._ending = True
@@ -180,6 +206,7 @@ class _Outlet:
     def _next(self) -> Event | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ending)
+            self._changed.notify_all()
             return self._waiting.popleft() if self._waiting else None
 
     def _failed(self, error: Exception) -> None:
