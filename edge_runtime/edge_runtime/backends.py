@@ -118,7 +118,7 @@ class OnnxStreamBackend:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{path}: its {STREAM_KEY!r} description is damaged; export it again") from error
         read_onnx(head, str(path))  # what holds for the trunk must hold for the head
-        self._head = _open_session(head, path, threads)
+        self._head = open_session(head, path, threads)
 
     def start(self) -> States:
         """Return the states of a stream that has heard nothing."""
@@ -143,7 +143,7 @@ class OnnxStreamBackend:
         return np.stack([self.classify(self.advance(window[:whole], self.start())[0]) for window in log_mel])
 
 
-def _open_session(content: bytes, path: Path, threads: int) -> Any:
+def open_session(content: bytes, path: Path, threads: int) -> Any:
     """Open a model in ONNX Runtime on the CPU, without the busy waiting that would cost a board its power.
 
     It is given bytes, no path, and no library of custom operators is registered: neither another file nor code of the
@@ -211,7 +211,7 @@ def open_backend(model: ModelFile, threads: int = 1) -> Backend:
     """
     if model.path.suffix == ".tflite":
         return open_litert(model, threads)
-    session = _open_session(model.content, model.path, threads)
+    session = open_session(model.content, model.path, threads)
     if STREAM_KEY in model.metadata:
         return OnnxStreamBackend(model, session, threads)
     return OnnxBackend(model.path, session)

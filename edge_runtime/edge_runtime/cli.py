@@ -7,15 +7,18 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, fields
+import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import __version__
 from edge_runtime.errors import SerError
+from edge_runtime.options import add_settings_options, settings_from
 from edge_runtime.sinks.options import add_sink_options, open_sinks
 
 if TYPE_CHECKING:
     from edge_runtime.artifact import Artifact
+    from edge_runtime.listener import Listener
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.settings import Settings
     from edge_runtime.sources import Source
@@ -107,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
     file.add_argument("model", metavar="FILE", help="model file")
     file.add_argument("audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed")
-    _add_scoring_options(file)
+    add_settings_options(file)
 
     command("devices", _devices, "list the microphones", "ser-edge devices --json")
 
@@ -115,17 +118,21 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("model", metavar="FILE", help="model file")
     bench.add_argument("--seconds", metavar="S", type=float, default=20.0, help="of audio to listen to (default 20)")
     bench.add_argument("--threads", metavar="N", type=int, default=1, help="threads per inference (default 1)")
-    _add_scoring_options(bench)
+    add_settings_options(bench)
 
     doctor = command(
         "doctor", _doctor, "find what is broken between microphone and answer", "ser-edge doctor model.onnx"
     )
     doctor.add_argument("model", metavar="FILE", nargs="?", help="model file to be run")
+    doctor.add_argument("--settings", metavar="FILE", help="read settings from a TOML file")
     doctor.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
     doctor.add_argument("--no-microphone", action="store_true", help="for applications that push their own audio")
 
     listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
     listen.add_argument("model", metavar="FILE", help="model file")
+    listen.add_argument(
+        "--and", metavar="FILE", dest="others", action="append", default=[], help="another model; may be given again"
+    )
     listen.add_argument(
         "audio",
         metavar="AUDIO",
@@ -146,26 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         "--digital-silence", metavar="S", type=float, help="seconds of exact zeros that are a loss (default 10)"
     )
     listen.add_argument("--retry", metavar="S", type=float, help="longest wait between attempts to reopen (default 30)")
-    _add_scoring_options(listen)
+    listen.add_argument(
+        "--buffer", metavar="S", type=float, help="captured audio that may wait for inference, seconds (default 10)"
+    )
+    add_settings_options(listen)
     add_sink_options(listen)
     return parser
-
-
-def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hop", metavar="S", type=float, help="seconds from one score to the next (default 0.5)")
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        help="smallest probability of an answer other than 'uncertain'",
-    )
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    from edge_runtime.settings import Settings
-
-    given = {setting.name: getattr(arguments, setting.name, None) for setting in fields(Settings)}
-    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -260,7 +253,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _file(arguments: argparse.Namespace) -> int:
     from edge_runtime.recognizer import Recognizer
 
-    settings = _settings(arguments)
+    settings = settings_from(arguments)
     recognizer = Recognizer(arguments.model)
     status = 0
     for path in arguments.audio:
@@ -302,7 +295,7 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
         source.close()
     seconds = session.position / artifact.front_end.sample_rate
     events += session.finish()
-    if any(event.kind == "begin" for event in events):
+    if any(event.probability is not None for event in events):
         whole = answer(recognizer.probabilities(clip), artifact, settings.threshold)
     else:
         whole = {"label": events[-1].label, "probability": None, "probabilities": {}}
@@ -323,7 +316,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     for name, least in {"seconds": 1, "threads": 1}.items():
         if not least <= getattr(arguments, name) <= 3600:
             raise UsageError(f"--{name} {getattr(arguments, name):g}; valid: {least} to 3600")
-    measured = bench(arguments.model, _settings(arguments), arguments.seconds, arguments.threads)
+    measured = bench(arguments.model, settings_from(arguments), arguments.seconds, arguments.threads)
     if arguments.json:
         print(json.dumps(measured.to_dict()))
         return 0
@@ -349,7 +342,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from edge_runtime.doctor import examine
 
     broken = False
-    for finding in examine(arguments.model, _settings(arguments), microphone=not arguments.no_microphone):
+    for finding in examine(arguments.model, settings_from(arguments), microphone=not arguments.no_microphone):
         print(json.dumps(finding.to_dict()) if arguments.json else finding, flush=True)
         broken |= finding.verdict == "broken"
     return int(broken)
@@ -377,19 +370,26 @@ def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.service import ServiceManager
     from edge_runtime.sinks import Fanout, LineSink
 
-    settings = _settings(arguments)
-    recognizer = Recognizer(arguments.model)
-    source = _source(arguments, settings, recognizer.artifact.front_end.sample_rate)
-    ear = Listener(recognizer, settings, source=source)
-    for interruption in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interruption, lambda *_: ear.stop())
+    settings = settings_from(arguments)
+    models = [Recognizer(path) for path in [arguments.model, *arguments.others]]
+    source = _source(arguments, settings, models[0].artifact.front_end.sample_rate)
+    ear = Listener(models if arguments.others else models[0], settings, source=source)
     lost_output: list[Exception] = []
 
     def end_without_output(error: Exception) -> None:
         lost_output.append(error)
         ear.stop()
 
-    with Fanout(say=_complain) as fanout:
+    with Fanout(say=_complain, patient=not ear.source.live) as fanout:
+
+        def stop(*_: object) -> None:
+            fanout.patient = False
+            ear.stop()
+
+        for interruption in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(interruption, stop)
+        if arguments.settings:
+            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_reread, args=(ear, arguments)).start())
         fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
         for sink in open_sinks(arguments, say=_complain, health=lambda: {"undelivered": fanout.dropped}):
             fanout.add(sink)
@@ -410,6 +410,16 @@ def _listen(arguments: argparse.Namespace) -> int:
     if lost_output:
         raise lost_output[0]
     return 0
+
+
+def _reread(ear: Listener, arguments: argparse.Namespace) -> None:
+    """Take a changed settings file over; on a thread, because a signal may come in the middle of anything."""
+    try:
+        ear.update(settings_from(arguments))
+    except SerError as error:
+        _complain(f"{error}; listening goes on with the settings of before")
+    else:
+        _complain(f"listens with the settings in {arguments.settings}")
 
 
 def _source(arguments: argparse.Namespace, settings: Settings, sample_rate: int) -> Source | None:

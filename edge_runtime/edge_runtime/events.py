@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -11,12 +12,15 @@ import numpy as np
 
 from edge_runtime.artifact import Artifact
 from edge_runtime.frontend import FloatArray
+from edge_runtime.settings import PerLabel, of_label
 
 EVENT_VERSION = 1
 UNCERTAIN = "uncertain"
 NO_SPEECH = "no_speech"
 
-Kind = Literal["begin", "update", "end", "no_speech", "gap", "source_lost", "source_restored"]
+Kind = Literal[
+    "begin", "update", "end", "emotion_begin", "emotion_end", "no_speech", "gap", "source_lost", "source_restored"
+]
 
 
 class Reason(str, Enum):
@@ -53,9 +57,11 @@ class Event:
 
     Attributes:
         kind: ``begin`` (first score of a speech segment), ``update`` (each hop), ``end`` (the segment's final
-            answer), ``no_speech`` (nobody spoke), ``gap`` (audio was lost between start and end; nothing heard
-            before it counts after it), ``source_lost`` (from here on nothing is heard), ``source_restored`` (it is
-            again; between start and end it was not, and nothing heard before counts after it).
+            answer), ``emotion_begin`` and ``emotion_end`` (with ``Settings(enter=...)``: an emotion begins, and ends
+            before another begins; see :class:`~edge_runtime.emotion.EmotionTracker`), ``no_speech`` (nobody spoke),
+            ``gap`` (audio was lost between start and end; nothing heard before it counts after it), ``source_lost``
+            (from here on nothing is heard), ``source_restored`` (it is again; between start and end it was not, and
+            nothing heard before counts after it).
         start: beginning of the stretch it speaks of, seconds of the stream.
         end: its end, seconds of the stream.
         label: one of the model's labels, ``uncertain`` or ``no_speech``.
@@ -64,6 +70,7 @@ class Event:
         reason: for ``gap``, ``source_lost`` and ``source_restored``, one of :class:`Reason`.
         detail: for ``source_lost``, a line for people: what is wrong, where, and what to do.
         wall: when a listener gave the event, ISO 8601 with the offset from UTC; None where no clock is involved.
+        model: whose answer it is, where several models listen: its file's name.
 
     Example:
         >>> print(Event("no_speech", 0.0, 2.5, label="no_speech").to_json())
@@ -79,6 +86,7 @@ class Event:
     reason: str | None = None
     detail: str | None = None
     wall: str | None = None
+    model: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the version and the fields that are set, ready for JSON."""
@@ -90,26 +98,37 @@ class Event:
         return json.dumps(self.to_dict())
 
 
-def answer(probabilities: FloatArray, artifact: Artifact, threshold: float | None) -> dict[str, Any]:
+def answer(probabilities: FloatArray, artifact: Artifact, threshold: PerLabel) -> dict[str, Any]:
     """Turn probabilities into a label, or into ``uncertain``.
 
     Args:
         probabilities: (classes,) that sum to 1.
         artifact: whose labels and thresholds hold.
-        threshold: smallest probability for every label; None takes the artifact's.
+        threshold: smallest probability for every label, or by label; the artifact's where none is given.
 
     Returns:
         The fields ``label``, ``probability`` and ``probabilities`` of an :class:`Event`, to six decimals.
     """
     top = int(np.argmax(probabilities))
     label = artifact.labels[top]
-    needed = artifact.thresholds.get(label, 0.0) if threshold is None else threshold
-    rounded = [round(float(p), 6) for p in probabilities]
+    given = of_label(threshold, label)
+    needed = artifact.thresholds.get(label, 0.0) if given is None else given
+    by_label = rounded(probabilities, artifact.labels)
     return {
         "label": label if probabilities[top] >= needed else UNCERTAIN,
-        "probability": rounded[top],
-        "probabilities": dict(zip(artifact.labels, rounded, strict=True)),
+        "probability": by_label[label],
+        "probabilities": by_label,
     }
+
+
+def rounded(probabilities: FloatArray, labels: Sequence[str]) -> dict[str, float]:
+    """Return the probability of each label to six decimals.
+
+    Example:
+        >>> rounded(np.array([0.75, 0.25], np.float32), ("calm", "joy"))
+        {'calm': 0.75, 'joy': 0.25}
+    """
+    return {label: round(float(p), 6) for label, p in zip(labels, probabilities, strict=True)}
 
 
 class SegmentAverage:

@@ -45,10 +45,12 @@ class Gate:
     else every noise after it would pass for speech.
 
     Args:
-        margin: dB above the floor from which a block is speech.
-        minimum: dBFS below which no block is speech.
+        margin: see the attributes.
+        minimum: see the attributes.
 
     Attributes:
+        margin: dB above the floor from which a block is speech; may be changed.
+        minimum: dBFS below which no block is speech; may be changed.
         level: level of the last block, dBFS.
 
     Example:
@@ -60,8 +62,8 @@ class Gate:
     """
 
     def __init__(self, margin: float, minimum: float) -> None:
-        self._margin = margin
-        self._minimum = minimum
+        self.margin = margin
+        self.minimum = minimum
         self.reset()
 
     def reset(self) -> None:
@@ -81,4 +83,4 @@ class Gate:
         self.level = level_db(block)
         if self.level > LOWEST_DB:
             self._levels.append(self.level)
-        return self.level >= max(self.floor + self._margin, self._minimum)
+        return self.level >= max(self.floor + self.margin, self.minimum)

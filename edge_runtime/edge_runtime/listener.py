@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from edge_runtime.errors import DeviceError, UsageError
+from edge_runtime.errors import DeviceError, UsageError, nearest
 from edge_runtime.events import Event
 from edge_runtime.microphone import Microphone
 from edge_runtime.recognizer import Recognizer
-from edge_runtime.session import Session
-from edge_runtime.settings import Settings
+from edge_runtime.session import Session, SessionGroup
+from edge_runtime.settings import FIXED, Settings
 from edge_runtime.sources import Block, Loss, Source, now
 
 EVENTS_WAITING = 1000
@@ -63,7 +64,8 @@ class Listener:
     whoever waits: by the iteration, or by :meth:`wait`.
 
     Args:
-        model: an artifact, or one that is loaded.
+        model: an artifact, or one that is loaded; or a list of them, whose events then carry the file's name as
+            ``model`` (see :class:`~edge_runtime.session.SessionGroup`).
         settings: the defaults when None; ``Settings(device=...)`` chooses the microphone.
         source: what to listen to instead of a microphone.
         on_event: called with each event, on the listener's thread.
@@ -80,18 +82,21 @@ class Listener:
 
     def __init__(
         self,
-        model: str | Path | Recognizer,
+        model: str | Path | Recognizer | Sequence[str | Path | Recognizer],
         settings: Settings | None = None,
         *,
         source: Source | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        recognizer = Recognizer(model) if isinstance(model, (str, Path)) else model
-        settings = settings or Settings()
-        rate = recognizer.artifact.front_end.sample_rate
-        self.source: Source = source or Microphone(settings, rate)
-        self._session = Session(recognizer, settings)
-        self._rate = rate
+        several = isinstance(model, (list, tuple))
+        models: Sequence[Any] = model if several else [model]  # type: ignore[assignment]
+        recognizers = [Recognizer(each) if isinstance(each, (str, Path)) else each for each in models]
+        self._settings = settings = settings or Settings()
+        self._session = SessionGroup(recognizers, settings) if several else Session(recognizers[0], settings)
+        self._rate = recognizers[0].artifact.front_end.sample_rate
+        self.source: Source = source or Microphone(settings, self._rate)
+        self._updating = threading.Lock()
+        self._update_events: list[Event] = []
         self._began = now()
         self._gaps = self._lost = self._outages = 0
         self._source_lost: str | None = None
@@ -145,6 +150,41 @@ class Listener:
             busy=0.0 if (since := self._busy_since) is None else now() - since,
         )
 
+    @property
+    def settings(self) -> Settings:
+        """How it listens now."""
+        return self._settings
+
+    def update(self, settings: Settings | None = None, **changes: Any) -> None:
+        """Listen in another way from now on: between two blocks of audio. For any thread.
+
+        The running speech segment and the active emotion end there; their events come with the next audio. What is
+        known of the room stays.
+
+        Args:
+            settings: all of them; those of now when None.
+            changes: fields that differ from them.
+
+        Raises:
+            UsageError: a setting that does not exist, that cannot be, or that cannot change while listening (those of
+                the source, ``settings.FIXED``); then nothing changes.
+            ArtifactError: ``vad`` is not Silero VAD's model; the same.
+
+        Example:
+            >>> ear.update(threshold={"anger": 0.8}, gate_margin=12)  # doctest: +SKIP
+        """
+        for name in changes:
+            if name not in Settings.__dataclass_fields__:
+                raise UsageError(f"unknown setting {name!r}; {nearest(name, Settings.__dataclass_fields__)}")
+        with self._updating:
+            wanted = replace(settings or self._settings, **changes)
+            for name in FIXED:
+                old, new = getattr(self._settings, name), getattr(wanted, name)
+                if old != new:
+                    raise UsageError(f"settings: {name} cannot change from {old!r} to {new!r} while listening; restart")
+            self._update_events += self._session.update(wanted)
+            self._settings = wanted
+
     def wait(self) -> None:
         """Wait until listening ends; raises the error that ended it. For use with ``on_event``."""
         for _ in self:
@@ -181,12 +221,18 @@ class Listener:
         try:
             for heard in self.source.blocks():
                 self._busy_since = now()
-                self._give(self._lose(heard) if isinstance(heard, Loss) else self._hear(heard))
+                self._give(self._answer(self._lose if isinstance(heard, Loss) else self._hear, heard))
                 self._busy_since = None
         except DeviceError:
-            self._give(self._session.finish())
+            self._give(self._answer(self._session.finish))
             raise
-        self._give(self._session.finish())
+        self._give(self._answer(self._session.finish))
+
+    def _answer(self, listen: Callable[..., list[Event]], *heard: Block | Loss) -> list[Event]:
+        """Return the events of the last update and of what is heard, which no update may interrupt."""
+        with self._updating:
+            events, self._update_events = self._update_events, []
+            return events + listen(*heard)
 
     def _lose(self, loss: Loss) -> list[Event]:
         self._outages += 1

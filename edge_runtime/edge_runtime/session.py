@@ -1,19 +1,26 @@
-"""From samples to events: gate, recogniser and averaging, without threads, devices or any clock but the samples."""
+"""From samples to events: gate, recogniser and averaging, without threads, devices or any clock but the samples.
+
+A :class:`Session` is one model's; a :class:`SessionGroup` is several models that hear the same audio.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import numpy as np
 
+from edge_runtime.emotion import EmotionTracker
+from edge_runtime.errors import UsageError, nearest
 from edge_runtime.events import NO_SPEECH, UNCERTAIN, Event, Kind, SegmentAverage, answer
 from edge_runtime.frontend import FloatArray, as_samples
 from edge_runtime.gate import BLOCK, Gate
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.scoring import Audio, StreamScoring, StreamSegment, WindowScoring
-from edge_runtime.settings import Settings
+from edge_runtime.settings import PER_LABEL, Settings
+from edge_runtime.vad import SAMPLE_RATE, SileroVad
 
 SYLLABLE_S = 0.2
 """Shorter sounds are clicks and knocks; what lasts this long but less than ``min_audio`` may have been speech."""
@@ -44,9 +51,16 @@ class Session:
     between digital zeros, and the end of a stream counts as digital silence without end. However the stream is cut
     into pieces, the events are the same.
 
+    With ``mode="utterance"`` a segment gives its ``end`` alone, which is the same. With ``enter``, the scores (in that
+    mode: the answers) also say where emotions begin and end; what ends listening ends an emotion first.
+
     Args:
         recognizer: scores the windows.
         settings: the defaults when None.
+
+    Raises:
+        UsageError: a setting by label names a label that the model lacks.
+        ArtifactError: ``vad`` is not Silero VAD.
 
     Attributes:
         windows: scores taken so far.
@@ -61,27 +75,46 @@ class Session:
 
     def __init__(self, recognizer: Recognizer, settings: Settings | None = None) -> None:
         self._recognizer = recognizer
-        self._settings = settings = settings or Settings()
+        settings = settings or Settings()
         self._rate = recognizer.artifact.front_end.sample_rate
-        window = recognizer.artifact.window_samples
-        scoring = StreamScoring if recognizer.artifact.form == "stream" else WindowScoring
-        self._scoring = scoring(recognizer, self._samples(settings.hop), self._samples(settings.min_audio))
-        self._hop = self._scoring.hop
-        self._max_segment = self._samples(settings.max_segment)
-        self._padding = self._samples(settings.padding)
-        self._hangover = self._samples(settings.hangover)
-        self._silence = self._samples(settings.silence)
         self._gate = Gate(settings.gate_margin, settings.gate_minimum)
-        # A score may be taken up to a hangover late, when speech resumes after a pause, and a hop in a backlog.
-        kept = window + self._hangover + self._padding + self._hop
-        self._blocks: deque[FloatArray] = deque(maxlen=ceil(kept / BLOCK) + 2)
+        self._emotion = EmotionTracker(recognizer.artifact, settings)
+        self._blocks: deque[FloatArray] = deque()
         self._answered = False
         self._too_short: tuple[int, int] | None = None
         self._outage: str | None = None
         self._coalesce = False
         self.windows = 0
         self.coalesced = 0
+        self._scoring = self._new_scoring(settings)
+        self._configure(settings, self._voice_detector(settings))
         self._restart(0)
+
+    def _voice_detector(self, settings: Settings) -> SileroVad | None:
+        """Do all of taking settings over that can fail."""
+        check_labels(settings, self._recognizer.artifact.labels)
+        if settings.vad is None:
+            return None
+        if self._rate != SAMPLE_RATE:
+            raise UsageError(f"settings: vad hears {SAMPLE_RATE} Hz, the model {self._rate} Hz; leave vad out")
+        return SileroVad(settings.vad, settings.vad_threshold)
+
+    def _new_scoring(self, settings: Settings) -> WindowScoring | StreamScoring:
+        scoring = StreamScoring if self._recognizer.artifact.form == "stream" else WindowScoring
+        return scoring(self._recognizer, self._samples(settings.hop), self._samples(settings.min_audio))
+
+    def _configure(self, settings: Settings, vad: SileroVad | None) -> None:
+        """Take settings over, while no segment is open."""
+        self._settings = self._emotion.settings = settings
+        self._vad = vad
+        self._hop = self._scoring.hop
+        self._max_segment = self._samples(settings.max_segment)
+        self._padding = self._samples(settings.padding)
+        self._hangover = self._samples(settings.hangover)
+        self._silence = self._samples(settings.silence)
+        # A score may be taken up to a hangover late, when speech resumes after a pause, and a hop in a backlog.
+        kept = self._recognizer.artifact.window_samples + self._hangover + self._padding + self._hop
+        self._blocks = deque(self._blocks, ceil(kept / BLOCK) + 2)
 
     def _samples(self, seconds: float) -> int:
         return round(seconds * self._rate)
@@ -89,6 +122,8 @@ class Session:
     def _restart(self, position: int) -> None:
         """Forget everything heard; the next sample is the stream's sample number ``position``."""
         self._gate.reset()
+        if self._vad is not None:
+            self._vad.reset()
         self._blocks.clear()
         self._pending = np.zeros(0, np.float32)
         self._heard = position
@@ -145,6 +180,7 @@ class Session:
         self._answered = False
         self._too_short = None
         self._scoring.reset()
+        self._emotion.reset()
         self._restart(0)
         return events
 
@@ -156,7 +192,8 @@ class Session:
             reason: a stable word for the event, e.g. ``overflow``.
 
         Returns:
-            The running segment's ``end``, if there was one, and the ``gap``.
+            The ``end`` of the running segment and the ``emotion_end`` of the active emotion, where there are, and the
+            ``gap``.
         """
         lost_from = self.position
         events = [*self._end_audio(), self._event("gap", lost_from, lost_from + samples, reason=reason)]
@@ -171,7 +208,8 @@ class Session:
             detail: a line for people.
 
         Returns:
-            The running segment's ``end``, if there was one, and ``source_lost``.
+            The ``end`` of the running segment and the ``emotion_end`` of the active emotion, where there are, and
+                ``source_lost``.
         """
         position = self.position
         events = [*self._end_audio(), self._event("source_lost", position, position, reason=reason, detail=detail)]
@@ -194,8 +232,28 @@ class Session:
         self._outage = None
         return [event]
 
+    def update(self, settings: Settings) -> list[Event]:
+        """Go on with other settings from here. The running segment and the active emotion end, as if the speaker had
+        paused; what is known of the room stays. The source's settings (``settings.FIXED``) change nothing here.
+
+        Returns:
+            The ``end`` of the running segment and the ``emotion_end`` of the active emotion, where there are.
+
+        Raises:
+            SerError: see :class:`Session`; the session is as before.
+        """
+        if settings == self._settings:
+            return []
+        vad = self._voice_detector(settings)
+        events = [*self._end_segment(), *self._emotion.end()]
+        self._gate.margin, self._gate.minimum = settings.gate_margin, settings.gate_minimum
+        if (settings.hop, settings.min_audio) != (self._settings.hop, self._settings.min_audio):
+            self._scoring = self._new_scoring(settings)  # which has to learn the speaker anew
+        self._configure(settings, vad)
+        return events
+
     def _end_audio(self) -> list[Event]:
-        return self.push(np.zeros(self._hangover + 2 * BLOCK, np.float32))
+        return self.push(np.zeros(self._hangover + 2 * BLOCK, np.float32)) + self._emotion.end()
 
     def _next_block(self) -> FloatArray | None:
         if self._digital_silence:
@@ -217,6 +275,8 @@ class Session:
         if sound.size:
             self._sound_end = block_start + int(sound[-1]) + 1
         speech = self._gate.is_speech(block)
+        if self._vad is not None:
+            speech = self._vad.is_speech(block, loud=speech)
         if self._segment is None and not speech:
             return self._hear_silence(digital=not sound.size)
         if self._segment is None:
@@ -236,15 +296,24 @@ class Session:
         if not before < self._silence <= self._quiet:
             return []
         self._answered = True
-        return [self._event("no_speech", self._segment_end, self._heard, label=NO_SPEECH)]
+        return [*self._emotion.end(), self._event("no_speech", self._segment_end, self._heard, label=NO_SPEECH)]
 
     def _open(self, start: int, onset: int) -> _Segment:
         return _Segment(start, onset, start + self._scoring.first, self._scoring.begin())
 
+    @property
+    def _segment_so_far(self) -> int:
+        """Where the running segment would end if nothing more were heard."""
+        return min(self._speech_end + self._padding, self._sound_end)
+
+    def _end_segment(self) -> list[Event]:
+        segment, self._segment = self._segment, None
+        return [] if segment is None else self._close(segment, self._segment_so_far)
+
     def _follow(self, segment: _Segment) -> list[Event]:
         """Give the scores that are due, cut an endless segment, and end one after the hangover."""
         events: list[Event] = []
-        end = min(self._speech_end + self._padding, self._sound_end)
+        end = self._segment_so_far
         while min(segment.next_score, limit := segment.start + self._max_segment) <= end:
             if segment.next_score <= limit:
                 if self._coalesce and (segment.next_score + self._hop <= end or segment.next_score < limit <= end):
@@ -252,27 +321,31 @@ class Session:
                 elif self._coalesce and len(self._pending) >= BLOCK:
                     break  # a newer one may fall due in what waits
                 else:
-                    events.append(self._score(segment, segment.next_score))
+                    events += self._score(segment, segment.next_score)
                 segment.next_score += self._hop
             else:
                 events += self._close(segment, limit)
                 self._segment = segment = self._open(limit, limit)
         segment.scorer.keep_up(min(end, segment.next_score) - segment.start, self._audio_of(segment))
         if self._heard - self._speech_end >= self._hangover:
-            events += self._close(segment, end)
-            self._segment = None
+            events += self._end_segment()
         return events
 
-    def _score(self, segment: _Segment, end: int) -> Event:
+    def _score(self, segment: _Segment, end: int) -> list[Event]:
         """Score the last window of the segment's audio up to ``end``."""
         kind: Kind = "update" if segment.scored else "begin"
         length = end - segment.start
         probabilities, full = segment.scorer.score(length, self._audio_of(segment))
         segment.average.add(probabilities, full)
-        segment.scored = self._scoring.heard(length)
+        news, segment.scored = segment.start + segment.scored, self._scoring.heard(length)
         self.windows += 1
         self._answered = True
-        return self._segment_event(kind, segment, end)
+        if self._settings.mode == "utterance":
+            return []
+        return [self._segment_event(kind, segment, end), *self._feel(news, end, probabilities)]
+
+    def _feel(self, start: int, end: int, probabilities: FloatArray) -> list[Event]:
+        return self._emotion.hear(start / self._rate, end / self._rate, probabilities)
 
     def _audio_of(self, segment: _Segment) -> Audio:
         def audio(first: int, last: int) -> FloatArray:
@@ -289,9 +362,10 @@ class Session:
             return []
         events: list[Event] = []
         if self._scoring.heard(end - segment.start) > segment.scored:
-            last = self._score(segment, end)
-            if last.kind == "begin":  # every score before it was coalesced; no segment ends without having begun
-                events.append(last)
+            # Where every score before it was coalesced, it is the segment's begin; else ``end`` says what it says.
+            events = [event for event in self._score(segment, end) if event.kind != "update"]
+        if self._settings.mode == "utterance":
+            events += self._feel(segment.start, end, segment.average.probabilities)
         self._segment_end = end
         self._quiet = 0
         return [*events, self._segment_event("end", segment, end)]
@@ -302,3 +376,111 @@ class Session:
 
     def _event(self, kind: Kind, start: int, end: int, **fields: object) -> Event:
         return Event(kind, start / self._rate, end / self._rate, **fields)  # type: ignore[arg-type]
+
+
+class SessionGroup:
+    """Several models that hear the same audio, each in a :class:`Session` of its own.
+
+    It is used as a session is. What is answered carries the name of the model's file as ``model``; what happens to the
+    audio (``gap``, ``source_lost``, ``source_restored``) is said once, after the answers that it ends.
+
+    Each has a gate and a spectrogram of its own: a stream's comes in its network's strides, with its speaker's
+    statistics, and costs less than half a millisecond a second, too little to share.
+
+    Args:
+        recognizers: at least one, of the same sample rate and of files that differ in name.
+        settings: of them all; what is set by label holds for the models that have the label.
+
+    Raises:
+        UsageError: models that cannot be told apart or hear different rates, or a label that none of them has.
+    """
+
+    def __init__(self, recognizers: Sequence[Recognizer], settings: Settings | None = None) -> None:
+        _check_group(recognizers)
+        settings = settings or Settings()
+        self._labels = {recognizer.path.name: recognizer.artifact.labels for recognizer in recognizers}
+        self._check_labels(settings)
+        self._sessions = {
+            recognizer.path.name: Session(recognizer, _of_labels(settings, recognizer.artifact.labels))
+            for recognizer in recognizers
+        }
+
+    @property
+    def position(self) -> int:
+        """Samples of the stream so far, lost ones included."""
+        return next(iter(self._sessions.values())).position
+
+    @property
+    def windows(self) -> int:
+        """Scores taken so far, by all."""
+        return sum(session.windows for session in self._sessions.values())
+
+    @property
+    def coalesced(self) -> int:
+        """Scores left out so far, by all."""
+        return sum(session.coalesced for session in self._sessions.values())
+
+    def push(self, samples: object, coalesce: bool = False) -> list[Event]:
+        """Take the next samples; see :meth:`Session.push`."""
+        return self._of_all(lambda _, session: session.push(samples, coalesce))
+
+    def finish(self) -> list[Event]:
+        """End the stream; see :meth:`Session.finish`."""
+        return self._of_all(lambda _, session: session.finish())
+
+    def gap(self, samples: int, reason: str) -> list[Event]:
+        """Note that audio was lost; see :meth:`Session.gap`."""
+        return self._of_all(lambda _, session: session.gap(samples, reason))
+
+    def lose(self, reason: str, detail: str | None = None) -> list[Event]:
+        """Note that the source is lost; see :meth:`Session.lose`."""
+        return self._of_all(lambda _, session: session.lose(reason, detail))
+
+    def restore(self, position: int) -> list[Event]:
+        """Note that a lost source is back; see :meth:`Session.restore`."""
+        return self._of_all(lambda _, session: session.restore(position))
+
+    def update(self, settings: Settings) -> list[Event]:
+        """Go on with other settings from here; see :meth:`Session.update`."""
+        self._check_labels(settings)
+        return self._of_all(lambda name, session: session.update(_of_labels(settings, self._labels[name])))
+
+    def _check_labels(self, settings: Settings) -> None:
+        check_labels(settings, [label for labels in self._labels.values() for label in labels])
+
+    def _of_all(self, ask: Callable[[str, Session], list[Event]]) -> list[Event]:
+        events = [(name, event) for name, session in self._sessions.items() for event in ask(name, session)]
+        answers = [replace(event, model=name) for name, event in events if event.label is not None]
+        first = next(iter(self._sessions))
+        return answers + [event for name, event in events if event.label is None and name == first]
+
+
+def check_labels(settings: Settings, labels: Sequence[str]) -> None:
+    """Raise UsageError where something is set for a label that is none of ``labels``."""
+    for setting in PER_LABEL:
+        level = getattr(settings, setting)
+        for label in level if isinstance(level, Mapping) else ():
+            if label not in labels:
+                raise UsageError(f"settings: {setting} of {label!r}, which the model lacks; {nearest(label, labels)}")
+
+
+def _of_labels(settings: Settings, labels: Sequence[str]) -> Settings:
+    """Return the settings without what is set for labels that another model has."""
+    levels = {setting: getattr(settings, setting) for setting in PER_LABEL}
+    own = {
+        setting: {label: number for label, number in level.items() if label in labels}
+        for setting, level in levels.items()
+        if isinstance(level, Mapping)
+    }
+    return replace(settings, **own)  # type: ignore[arg-type]
+
+
+def _check_group(recognizers: Sequence[Recognizer]) -> None:
+    if not recognizers:
+        raise UsageError("no model to listen with; give at least one")
+    name, times = Counter(recognizer.path.name for recognizer in recognizers).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"{times} models are named {name!r}, and events could not say whose they are; rename one")
+    rates = sorted({recognizer.artifact.front_end.sample_rate for recognizer in recognizers})
+    if len(rates) > 1:
+        raise UsageError(f"models that hear {' and '.join(map(str, rates))} Hz cannot share a source; choose one rate")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
 
@@ -300,3 +302,131 @@ def test_a_source_that_cannot_be_gives_one_line(model, tmp_path, arguments, mess
     assert (done.returncode, done.stdout) == (code, b"")
     assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
+
+
+def test_a_settings_file_holds_and_options_override_it(model, recognizer, clip, tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("hop = 0.25\npadding = 0.1\nexit_on_loss = true\n[threshold]\nanger = 0.9\n")
+    shown = json.loads(ser_edge("file", model, clip, "--json", "--settings", file, "--padding", 0).stdout)
+    session = Session(recognizer, Settings(hop=0.25, padding=0, threshold={"anger": 0.9}))
+    samples, _ = soundfile.read(clip, dtype="float32")
+    assert shown["events"] == [event.to_dict() for event in session.push(samples) + session.finish()]
+
+
+def test_every_deciding_option_reaches_the_settings(model, recognizer, clip):
+    options = ["--mode", "utterance", "--enter", "anger=0.01,joy=0.02", "--exit", "0", "--min-duration", "0.1"]
+    options += ["--refractory", "2", "--min-audio", "0.5", "--max-segment", "1.5", "--hangover", "0.1"]
+    shown = json.loads(ser_edge("file", model, clip, "--json", *options).stdout)
+    settings = Settings(
+        mode="utterance", enter={"anger": 0.01, "joy": 0.02}, exit=0, min_duration=0.1, refractory=2, min_audio=0.5,
+        max_segment=1.5, hangover=0.1,
+    )  # fmt: skip
+    session = Session(recognizer, settings)
+    samples, _ = soundfile.read(clip, dtype="float32")
+    assert shown["events"] == [event.to_dict() for event in session.push(samples) + session.finish()]
+    assert shown["probability"] is not None
+    assert {event["kind"] for event in shown["events"]} <= {"end", "emotion_begin", "emotion_end"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--settings", "none.toml"], "none.toml: settings cannot be read"),
+        (["--threshold", "angr=0.5"], "threshold of 'angr', which the model lacks; did you mean 'anger'?"),
+        (["--threshold", "anger=much"], "invalid probability value: 'anger=much'"),
+        (["--mode", "x"], "mode is 'x'; valid: utterance, window"),
+        (["--exit", "0.5"], "exit is given without enter"),
+    ],
+)
+def test_settings_that_cannot_be_are_2(model, clip, arguments, message):
+    done = ser_edge("listen", model, clip, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+def test_a_file_that_is_no_vad_is_one_line(model, clip):
+    done = ser_edge("listen", model, clip, "--vad", model)
+    assert (done.returncode, one_line(done.stderr)) == (1, True)
+    assert "not Silero VAD" in done.stderr
+
+
+def test_several_models_answer_for_one_source(model, stream_model, clip):
+    alone = {
+        path.name: json.loads(ser_edge("file", path, clip, "--json").stdout)["events"] for path in (model, stream_model)
+    }
+    given = events_of(ser_edge("listen", model, clip, "--and", stream_model, "--fast", "--json").stdout)
+    for name, expected in alone.items():
+        assert [{k: v for k, v in e.items() if k != "model"} for e in given if e["model"] == name] == expected
+    done = ser_edge("listen", model, clip, "--and", model, "--fast")
+    assert (done.returncode, one_line(done.stderr)) == (2, True)
+    assert "2 models are named 'tiny.onnx'" in done.stderr
+
+
+def test_a_signal_rereads_the_settings_and_a_broken_file_changes_nothing(model, clip, tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("hop = 0.5\n")
+    content = np.frombuffer(raw(clip), "<i2")
+    command = [SER_EDGE, "listen", str(model), "-", "--fast", "--json", "--settings", str(file)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def hear_until(kind: str) -> dict:
+        process.stdin.write(content.tobytes() + bytes(64000))
+        process.stdin.flush()
+        while (event := json.loads(process.stdout.readline()))["kind"] != kind:
+            pass
+        return event
+
+    def reread(text: str) -> str:
+        file.write_text(text)
+        os.kill(process.pid, signal.SIGHUP)
+        return process.stderr.readline().decode()
+
+    try:
+        assert b"listening to" in process.stderr.readline()
+        assert hear_until("end")["label"] != "uncertain"
+        assert reread("threshold = 1.0\n") == f"ser-edge: listens with the settings in {file}\n"
+        assert hear_until("end")["label"] == "uncertain"
+        broken = reread("treshold = 0.0\n")
+        assert broken.startswith(f"ser-edge: {file}: unknown setting 'treshold'; did you mean 'threshold'?")
+        assert broken.endswith("; listening goes on with the settings of before\n")
+        assert "device cannot change" in reread('device = "USB"\n')
+        assert hear_until("end")["label"] == "uncertain"
+        _, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stderr) == (0, b"")
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def unread(model, tmp_path, write_wav, speech):
+    """A process that has written more events than wait, and waits until somebody reads them."""
+    path = write_wav(tmp_path / "long.wav", np.tile(speech(10.0), 6))
+    command = [SER_EDGE, "listen", str(model), str(path), "--fast", "--json", "--hop", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)  # some twenty events
+        assert b"listening to" in process.stderr.readline()
+        spent = -1.0
+        while process.poll() is None and spent != (spent := cpu_seconds(process.pid)):
+            time.sleep(0.7)
+        yield process
+        process.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_nothing_of_a_recording_is_lost_to_a_slow_reader(unread):
+    stdout, stderr = unread.communicate(timeout=60)
+    scores = [event["end"] for event in events_of(stdout) if event["kind"] != "end"]
+    assert (unread.returncode, stderr) == (0, b"")
+    assert len(scores) > 1100
+    assert np.diff(scores).max() < 1.0
+
+
+def test_ctrl_c_ends_a_recording_whose_events_nobody_reads(unread):
+    assert unread.poll() is None
+    os.kill(unread.pid, signal.SIGINT)
+    assert unread.wait(10) == 0

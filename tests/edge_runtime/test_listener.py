@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import listener as listener_module
-from edge_runtime.errors import ArtifactError, DeviceError, UsageError
+from edge_runtime.errors import ArtifactError, DeviceError, SerError, UsageError
 from edge_runtime.events import Reason
 from edge_runtime.listener import Listener
 from edge_runtime.session import Session
@@ -287,3 +287,111 @@ def test_an_error_while_opening_is_raised_on_entering(recognizer):
 def test_events_of_a_listener_that_was_not_entered(recognizer):
     with pytest.raises(UsageError, match="with Listener"):
         next(iter(Listener(recognizer, source=FakeSource([]))))
+
+
+class Steered(FakeSource):
+    """Gives its blocks one by one, and before each does what is asked at its number."""
+
+    def __init__(self, blocks: list[Block | Loss], actions: dict) -> None:
+        super().__init__(blocks)
+        self._actions = actions
+
+    def blocks(self):
+        for number, block in enumerate(self._blocks):
+            if number in self._actions:
+                self._actions[number]()
+            yield block
+
+
+def test_settings_change_while_listening(recognizer, speech):
+    blocks = blocks_of(speech(4.0), size=16000)
+    ear = Listener(recognizer, source=Steered(blocks, {2: lambda: ear.update(threshold=1.0, hop=0.25)}))
+    with ear:
+        events = list(ear)
+    session = Session(recognizer)
+    expected = session.push(speech(4.0)[:32000]) + session.update(Settings(threshold=1.0, hop=0.25))
+    assert without_wall(events) == without_wall(expected + session.push(speech(4.0)[32000:]) + session.finish())
+    assert ear.settings == Settings(threshold=1.0, hop=0.25)
+
+
+def test_changes_add_up_and_whole_settings_replace(recognizer):
+    ear = Listener(recognizer, Settings(hop=1.0), source=FakeSource([]))
+    ear.update(padding=0.5)
+    assert ear.settings == Settings(hop=1.0, padding=0.5)
+    ear.update(Settings(silence=2.0), hop=0.3)
+    assert ear.settings == Settings(silence=2.0, hop=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "USB"}, "device cannot change from None to 'USB' while listening; restart"),
+        ({"channel": 2}, "channel cannot change"), ({"buffer": 2}, "buffer cannot change"),
+        ({"stall": 2}, "stall cannot change"), ({"digital_silence": 2}, "digital_silence cannot change"),
+        ({"retry": 2}, "retry cannot change"), ({"exit_on_loss": True}, "exit_on_loss cannot change"),
+        ({"treshold": 1}, "unknown setting 'treshold'; did you mean 'threshold'"),
+        ({"hop": 0}, "hop is 0; valid"), ({"threshold": {"angr": 0.5}}, "threshold of 'angr'"),
+        ({"vad": "none.onnx"}, "none.onnx: no such model file"),
+    ],
+)  # fmt: skip
+def test_a_change_that_cannot_be_changes_nothing(recognizer, speech, change, message):
+    failed = []
+
+    def change_nothing() -> None:
+        with pytest.raises(SerError, match=message) as raised:
+            ear.update(**{"hop": 0.25, **change})
+        failed.append("\n" not in str(raised.value))
+
+    ear = Listener(recognizer, source=Steered(blocks_of(speech(2.0), size=16000), {1: change_nothing}))
+    with ear:
+        events = list(ear)
+    session = Session(recognizer)
+    assert failed == [True]
+    assert without_wall(events) == without_wall(session.push(speech(2.0)) + session.finish())
+
+
+def test_updates_from_many_threads_and_from_the_callback_break_nothing(recognizer, speech):
+    heard = []
+
+    def callback(event) -> None:
+        heard.append(event)
+        ear.update(padding=0.1 + 0.01 * (len(heard) % 7))
+
+    def keep_changing(number: int) -> None:
+        while not over.is_set():
+            ear.update(hangover=0.3 + 0.1 * number)
+            over.wait(0.002)
+
+    over = threading.Event()
+    ear = Listener(recognizer, source=FakeSource(blocks_of(speech(6.0))), on_event=callback)
+    changers = [threading.Thread(target=keep_changing, args=(number,)) for number in range(3)]
+    with ear:
+        for changer in changers:
+            changer.start()
+        ear.wait()
+        over.set()
+        for changer in changers:
+            changer.join(10)
+    running = False
+    for event in heard:
+        assert (event.kind == "update") <= running
+        running = event.kind in ("begin", "update")
+    assert not running
+
+
+def test_several_models_listen_to_one_source(recognizer, stream_recognizer, model, stream_model, signal, expected):
+    with Listener([model, stream_recognizer], source=FakeSource(blocks_of(signal))) as ear:
+        events = without_wall(list(ear))
+    alone = Session(stream_recognizer)
+    streamed = without_wall(alone.push(signal) + alone.finish())
+    for name, own in ((model.name, expected), (stream_model.name, streamed)):
+        assert [event for event in events if event["model"] == name] == [{**event, "model": name} for event in own]
+
+
+def test_a_lost_source_is_one_event_for_several_models(recognizer, stream_recognizer, speech):
+    blocks = [*blocks_of(speech(2.0)), Loss(Reason.STALLED, "nothing"), *blocks_of(speech(0.1), start=80000)]
+    with Listener([recognizer, stream_recognizer], source=FakeSource(blocks)) as ear:
+        kinds = [event.kind for event in ear]
+    at = kinds.index("source_lost")
+    assert kinds[at - 2 : at + 2] == ["end", "end", "source_lost", "source_restored"]
+    assert kinds.count("source_lost") == 1

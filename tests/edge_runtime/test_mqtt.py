@@ -292,13 +292,18 @@ def test_home_assistant_templates_do_not_keep_a_stale_emotion():
     configs = {c["unique_id"].rsplit("_", 1)[1]: c for c in discovery_messages("ünsafe/#+ name", "t").values()}
     assert all(t.isascii() and set("#+ ").isdisjoint(t) for t in discovery_messages("ünsafe/#+ name", "t"))
 
-    def shown(sensor: str, value: dict) -> str:
-        return jinja2.Template(configs[sensor]["value_template"]).render(value_json=value)
+    def shown(sensor: str, value: dict, before: str = "") -> str:
+        template = jinja2.Template(configs[sensor]["value_template"])
+        return template.render(value_json=value, this={"state": before})
 
     assert (shown("emotion", event(1).to_dict()), shown("probability", event(1).to_dict())) == ("joy", "75.0")
     lost = Event("source_lost", 1.0, 1.0, reason="device_gone").to_dict()
     assert (shown("emotion", lost), shown("probability", lost)) == ("None", "None")
     assert shown("waiting", {"waiting": 3}) == "3"
+    # What began or ended a while ago is not the newest answer.
+    ended = Event("emotion_end", 1.0, 2.0, "anger", 0.9, {"anger": 0.9}).to_dict()
+    assert (shown("emotion", ended, before="joy"), shown("probability", ended, before="75.0")) == ("joy", "75.0")
+    assert (shown("emotion", ended, before="unknown"), shown("probability", ended, "unavailable")) == ("None", "None")
 
 
 @needs_broker

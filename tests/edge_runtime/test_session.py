@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from tiny_artifact import tiny_artifact
 
 from edge_runtime.errors import AudioError, UsageError
 from edge_runtime.gate import BLOCK
-from edge_runtime.session import Session
+from edge_runtime.session import Session, SessionGroup
 from edge_runtime.settings import Settings
 
 RATE = 16000
@@ -335,3 +337,276 @@ def test_the_public_names_load_lazily(tmp_path):
 def test_events_need_only_an_artifact_and_probabilities(speech):
     recognizer = SimpleNamespace(artifact=tiny_artifact(), probabilities=lambda _: np.array([0, 0, 0, 1.0]))
     assert {event.label for event in run(speech(2.0), recognizer)} == {"sadness"}
+
+
+class Moody(Listening):
+    """A recognizer that hears anger in a window that is loud somewhere, and joy in another."""
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        angry = float(np.abs(samples).max() > 0.1)
+        return np.array([0.1 + 0.8 * angry, 0.9 - 0.8 * angry, 0, 0], np.float32)
+
+
+FEELING = {"enter": 0.7, "exit": 0.5}
+
+
+def with_and_without(signal: np.ndarray, **settings) -> tuple[list, list]:
+    """The events with emotions, and what a session without them gives."""
+    return run(signal, Moody(), **FEELING, **settings), run(signal, Moody(), **settings)
+
+
+def moods(events: list) -> list[tuple]:
+    return [(event.kind, event.label) for event in events if event.kind.startswith("emotion")]
+
+
+@pytest.mark.parametrize("mode", ["window", "utterance"])
+def test_emotions_come_beside_the_other_events_and_change_none(room, speech, mode):
+    signal = np.concatenate([speech(3.0), room(1.0), np.float32(0.2) * speech(3.0, seed=1), room(10.0)])
+    events, plain = with_and_without(signal, mode=mode)
+    assert [event for event in events if not event.kind.startswith("emotion")] == plain
+    assert moods(events) == [
+        ("emotion_begin", "anger"), ("emotion_end", "anger"), ("emotion_begin", "joy"), ("emotion_end", "joy"),
+    ]  # fmt: skip
+    assert kinds(events)[-2:] == ["emotion_end", "no_speech"]
+
+
+def test_an_emotion_may_outlast_a_pause_and_knows_its_times(room, speech):
+    signal = np.concatenate([speech(2.0), room(1.5), speech(2.0)])
+    events = run(signal, Moody(), **FEELING)
+    begin, end = (event for event in events if event.kind.startswith("emotion"))
+    ends = [event for event in events if event.kind == "end"]
+    assert len(ends) == 2
+    assert (begin.start, begin.end) == (0.0, pytest.approx(0.8))
+    assert (end.start, end.end) == (0.0, ends[-1].end)
+
+
+def test_silence_ends_an_emotion_when_it_is_said(room, speech):
+    session = Session(Moody(), Settings(**FEELING))
+    session.push(speech(2.0))
+    events = session.push(room(6.0))
+    assert kinds(events) == ["end", "emotion_end", "no_speech"]
+    assert events[1].end == events[0].end
+    assert "emotion_end" not in kinds(session.finish())
+
+
+@pytest.mark.parametrize("how", ["gap", "lose", "finish", "update"])
+def test_what_ends_listening_ends_the_emotion_before_it(speech, how):
+    session = Session(Moody(), Settings(**FEELING))
+    session.push(speech(2.0))
+    ending = {
+        "gap": lambda: session.gap(100, "overflow"),
+        "lose": lambda: session.lose("stalled"),
+        "finish": session.finish,
+        "update": lambda: session.update(Settings(enter=0.8)),
+    }[how]()
+    after = {"gap": ["gap"], "lose": ["source_lost"], "finish": [], "update": []}[how]
+    assert kinds(ending) == ["end", "emotion_end", *after]
+    assert session.update(Settings()) == []
+
+
+def test_the_rest_of_an_emotion_outlasts_a_gap_and_not_the_stream(speech):
+    session = Session(Moody(), Settings(**FEELING, refractory=1000))
+    assert moods(session.push(speech(2.0))) == [("emotion_begin", "anger")]
+    session.gap(100, "overflow")
+    assert moods(session.push(speech(2.0))) == []
+    session.finish()
+    assert moods(session.push(speech(2.0))) == [("emotion_begin", "anger")]
+
+
+@pytest.fixture(scope="module")
+def sounds(room, speech) -> dict[str, np.ndarray]:
+    """Two seconds each of what a microphone may hear."""
+    quieter = np.float32(0.2) * speech(2.0, seed=1)
+    return {"angry": speech(2.0), "joyful": quieter, "room": room(2.0), "zeros": np.zeros(2 * RATE, np.float32)}
+
+
+pieces = st.lists(
+    st.tuples(st.sampled_from(["angry", "joyful", "room", "zeros", "gap", "loss"]), st.floats(0.1, 2)), max_size=6
+)
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(
+    pieces=pieces,
+    cuts=st.lists(st.integers(1000, 20000), min_size=1, max_size=5),
+    mode=st.sampled_from(["window", "utterance"]),
+    min_duration=st.sampled_from([0.0, 1.2]),
+    refractory=st.sampled_from([0.0, 3.0]),
+)
+def test_whatever_is_heard_one_emotion_at_a_time_begins_and_ends(sounds, pieces, cuts, mode, min_duration, refractory):
+    settings = Settings(**FEELING, mode=mode, min_duration=min_duration, refractory=refractory, silence=1.0)
+
+    def hear(sizes) -> list:
+        session = Session(Moody(), settings)
+        events = []
+        for what, seconds in pieces:
+            if what == "gap":
+                events += session.gap(round(seconds * RATE), "overflow")
+            elif what == "loss":
+                events += session.lose("stalled") + session.restore(session.position + round(seconds * RATE))
+            else:
+                sound = sounds[what][: round(seconds * RATE)]
+                while len(sound):
+                    size = next(sizes)
+                    events += session.push(sound[:size])
+                    sound = sound[size:]
+        return events + session.finish()
+
+    events = hear(itertools.repeat(10 * RATE))
+    assert hear(itertools.cycle(cuts)) == events
+    active = None
+    for event in events:
+        if event.kind == "emotion_begin":
+            assert active is None
+            active = event
+        elif event.kind == "emotion_end":
+            assert (active.label, active.start) == (event.label, event.start)
+            active = None
+        elif event.kind in ("gap", "source_lost", "no_speech"):
+            assert active is None
+    assert active is None
+
+
+def test_an_utterance_is_one_answer_the_same_as_the_last_of_the_window_mode(room, speech):
+    signal = np.concatenate([speech(5.0), room(2.0), speech(1.5, seed=1), room(6.0), speech(0.5)])
+    for coalesce in (False, True):
+        sessions = [Session(Listening(), Settings(mode=mode)) for mode in ("window", "utterance")]
+        window, utterance = (session.push(signal, coalesce) + session.finish() for session in sessions)
+        assert utterance == [event for event in window if event.kind not in ("begin", "update")]
+        assert kinds(utterance) == ["end", "end", "no_speech"]
+
+
+@pytest.mark.parametrize("setting", ["threshold", "enter", "exit"])
+def test_a_label_that_the_model_lacks_is_named(setting):
+    given = {"enter": 0.9, setting: {"angr": 0.5}}
+    message = f"{setting} of 'angr', which the model lacks; did you mean 'anger'? valid: anger, joy, neutral, sadness"
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        Session(Listening(), Settings(**given))
+    session = Session(Listening())
+    with pytest.raises(UsageError, match="did you mean 'anger'"):
+        session.update(Settings(**given))
+    assert session._settings == Settings()
+
+
+def test_new_settings_hold_from_there_on(room, speech):
+    session = Session(Listening(), Settings(hop=0.5))
+    before = session.push(np.concatenate([room(2.0), speech(2.0)]))
+    cut = session.update(Settings(hop=0.25, threshold=1.0))
+    after = session.push(speech(2.0)) + session.finish()
+    assert kinds(cut) == ["end"]
+    assert cut[0].end == pytest.approx(4.0, abs=0.05)
+    assert {event.label for event in before} != {"uncertain"}
+    assert {event.label for event in after} == {"uncertain"}
+    assert after[0].start >= cut[0].end
+    assert np.allclose(np.diff([event.end for event in after[:-1]]), 0.25)
+
+
+def test_the_same_settings_cut_nothing(speech):
+    session = Session(Listening(), Settings(hop=0.25))
+    events = session.push(speech(2.0)[:20000]) + session.update(Settings(hop=0.25))
+    assert events + session.push(speech(2.0)[20000:]) + session.finish() == run(speech(2.0), hop=0.25)
+
+
+def test_new_settings_know_the_room(room):
+    noise = room(10.0, -30.0)
+    session = Session(Listening(), Settings(gate_margin=12))
+    session.push(noise)
+    session.update(Settings(gate_margin=9))
+    assert session.push(noise) + session.finish() == []
+
+
+def test_a_quieter_margin_lets_more_through(room, speech):
+    signal = np.concatenate([room(4.0, -45.0), 0.1 * speech(3.0) + room(3.0, -45.0)])
+    assert [kinds(run(signal, gate_margin=margin))[-1] for margin in (3, 40)] == ["end", "no_speech"]
+    session = Session(Listening(), Settings(gate_margin=40))
+    session.push(signal[:32000])
+    session.update(Settings(gate_margin=3))
+    assert kinds(session.push(signal[32000:]) + session.finish())[-1] == "end"
+
+
+@hypothesis_settings(max_examples=20, deadline=None)
+@given(
+    at=st.lists(st.integers(0, 160_000), min_size=1, max_size=4),
+    choices=st.lists(
+        st.fixed_dictionaries(
+            {}, optional={
+                "hop": st.floats(0.05, 3), "min_audio": st.floats(0.1, 1), "max_segment": st.floats(1, 5),
+                "padding": st.floats(0, 5), "hangover": st.floats(0.05, 5), "silence": st.floats(0.5, 3),
+                "mode": st.sampled_from(["window", "utterance"]),
+            }
+        ), min_size=4, max_size=4,
+    ),
+)  # fmt: skip
+def test_settings_may_change_at_any_moment(sounds, at, choices):
+    signal = np.concatenate([sounds[name] for name in ("angry", "room", "joyful", "zeros", "angry")])
+    recognizer = Listening()
+    session = Session(recognizer)
+    events, position = [], 0
+    for end, choice in zip([*sorted(at), len(signal)], [*choices, {}], strict=False):
+        events += session.push(signal[position:end]) + session.update(Settings(**choice))
+        position = max(position, end)
+    events += session.finish()
+    assert all(len(heard) <= 32000 and len(heard) for heard in recognizer.heard)
+    ends = [event for event in events if event.kind == "end" and event.probability is not None]
+    assert all(first.end <= second.start for first, second in itertools.pairwise(ends))
+    running = False
+    for event in events:
+        assert not (event.kind == "begin" and running)
+        assert not (event.kind == "update" and not running)
+        running = event.kind in ("begin", "update") or (running and event.kind != "end")
+    assert not running
+
+
+class Named(Listening):
+    def __init__(self, name: str, label: int, window: float = 2.0, labels: tuple[str, ...] | None = None) -> None:
+        super().__init__(window)
+        self.path = Path(name)
+        self._label = label
+        if labels:
+            self.artifact = replace(self.artifact, labels=labels)
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        super().probabilities(samples)
+        return np.eye(4, dtype=np.float32)[self._label]
+
+
+def test_several_models_answer_as_each_would_alone_and_losses_are_said_once(room, speech):
+    models = [Named("a.onnx", 0), Named("b.onnx", 1, window=1.0)]
+    group = SessionGroup(models, Settings(**FEELING))
+    alone = [Session(model, Settings(**FEELING)) for model in models]
+    signal = np.concatenate([speech(2.0), room(6.0)])
+
+    def ask(session) -> list:
+        events = session.push(signal) + session.gap(100, "overflow") + session.push(signal[:20000])
+        return [*events, *session.lose("stalled", "why"), *session.restore(session.position + 50), *session.finish()]
+
+    together, *apart = (ask(session) for session in (group, *alone))
+    for model, own in zip(models, apart, strict=True):
+        assert [replace(e, model=None) for e in together if e.model == model.path.name] == [e for e in own if e.label]
+    assert [e for e in together if e.model is None] == [e for e in apart[0] if not e.label]
+    at = kinds(together).index("source_lost")
+    assert kinds(together)[at - 4 : at] == ["end", "emotion_end"] * 2
+    assert (group.position, group.windows) == (0, sum(session.windows for session in alone))
+
+
+def test_what_is_set_by_label_is_for_the_models_that_have_it(speech):
+    other = ("calm", "tense", "x", "y")
+    group = SessionGroup(
+        [Named("a.onnx", 0), Named("b.onnx", 0, labels=other)], Settings(enter={"calm": 0.5}, exit={"calm": 0.4})
+    )
+    events = group.push(speech(2.0)) + group.update(Settings(threshold={"tense": 0.9, "joy": 0.9})) + group.finish()
+    assert {event.model for event in events if event.kind == "emotion_begin"} == {"b.onnx"}
+    for ask in (lambda settings: SessionGroup([Named("a.onnx", 0)], settings), group.update):
+        with pytest.raises(UsageError, match="of 'tens', which the model lacks"):
+            ask(Settings(enter={"tens": 0.5}))
+
+
+def test_models_that_cannot_listen_together():
+    with pytest.raises(UsageError, match=r"2 models are named 'a\.onnx'"):
+        SessionGroup([Named("x/a.onnx", 0), Named("y/a.onnx", 0)])
+    with pytest.raises(UsageError, match="no model"):
+        SessionGroup([])
+    slow = Named("b.onnx", 0)
+    slow.artifact = replace(slow.artifact, front_end=replace(slow.artifact.front_end, sample_rate=8000, max_hz=4000))
+    with pytest.raises(UsageError, match="8000 and 16000 Hz"):
+        SessionGroup([Named("a.onnx", 0), slow])

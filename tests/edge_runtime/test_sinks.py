@@ -10,7 +10,7 @@ import pytest
 
 from edge_runtime.errors import SinkError, UsageError
 from edge_runtime.events import Event
-from edge_runtime.sinks import CommandSink, Fanout, FileSink, LineSink, fanout
+from edge_runtime.sinks import CommandSink, Fanout, FileSink, LineSink, fanout, text_line
 
 
 def event(second: int) -> Event:
@@ -268,3 +268,45 @@ def test_a_failure_can_be_taken_instead_of_said():
         out.send(event(1))
     assert errors == [sink.error]
     assert said == []
+
+
+# Patience
+
+
+def test_a_patient_fanout_waits_for_a_slow_sink_and_drops_nothing(monkeypatch):
+    monkeypatch.setattr(fanout, "EVENTS_WAITING", 2)
+    monkeypatch.setattr(fanout, "DRAIN_S", 0.0)
+    sink = ListSink()
+    sink.gate.clear()
+    fan = Fanout([sink], patient=True)
+    sender = threading.Thread(target=lambda: [fan.send(event(second)) for second in range(20)] and fan.close())
+    sender.start()
+    sink.entered.wait(10)
+    sender.join(0.3)
+    assert sender.is_alive()
+    sink.gate.set()
+    sender.join(10)
+    assert [taken.start for taken in sink.taken] == list(range(20))
+    assert (fan.dropped, sink.closed) == ({"list": 0}, 1)
+
+
+def test_patience_may_end_while_it_waits(monkeypatch):
+    monkeypatch.setattr(fanout, "EVENTS_WAITING", 2)
+    sink = ListSink()
+    sink.gate.clear()
+    fan = Fanout([sink], say=lambda line: None, patient=True)
+    sender = threading.Thread(target=lambda: [fan.send(event(second)) for second in range(20)] and fan.close())
+    sender.start()
+    sink.entered.wait(10)
+    fan.patient = False
+    sender.join(10)
+    assert not sender.is_alive()
+    assert fan.dropped == {"list": 19}
+    sink.gate.set()
+
+
+def test_lines_of_emotions_and_of_several_models():
+    begin = Event("emotion_begin", 1.0, 2.0, "anger", 0.8, model="a.onnx")
+    assert text_line(begin) == "     1.00      2.00 s  [  anger        80 %  a.onnx"
+    assert text_line(Event("no_speech", 1.0, 2.0, label="no_speech", model="a")).endswith("-  no_speech           a")
+    assert text_line(Event("no_speech", 1.0, 2.0, label="no_speech")).endswith("-  no_speech")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ROTATE_BYTES = 10_000_000
 KEEP = 5
-MARKS = {"begin": ">", "update": ".", "end": "="}
+MARKS = {"begin": ">", "update": ".", "end": "=", "emotion_begin": "[", "emotion_end": "]"}
 
 
 def text_line(event: Event) -> str:
@@ -29,10 +29,15 @@ def text_line(event: Event) -> str:
     """
     times = f"{event.start:9.2f} {event.end:9.2f} s"
     if event.probability is not None:
-        return f"{times}  {MARKS[event.kind]}  {event.label:<12} {event.probability:3.0%}".replace("%", " %")
+        share = f"{event.probability:3.0%}".replace("%", " %")
+        return f"{times}  {MARKS[event.kind]}  {event.label:<12} {share}{_of(event.model)}"
     if event.reason is not None:
         return f"{times}  !  {event.kind} ({event.reason})"
-    return f"{times}  -  {event.label}"
+    return f"{times}  -  {event.label:<18}{_of(event.model)}".rstrip()
+
+
+def _of(model: str | None) -> str:
+    return f"  {model}" if model else ""
 
 
 class LineSink:

@@ -56,6 +56,12 @@ SETTLED_S = 5.0
 LONGEST_TOPIC = 1000
 DISCOVERY_PREFIX = "homeassistant"
 
+KEEP_STATE = (
+    "('None' if this.state in ['unknown', 'unavailable'] else this.state) "
+    "if value_json.kind in ['emotion_begin', 'emotion_end']"
+)
+"""What Home Assistant evaluates to leave a sensor of the newest answer alone: these two tell of a stretch before it."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -344,14 +350,14 @@ def discovery_messages(device: str, topic: str) -> dict[str, dict[str, Any]]:
             "name": "Emotion",
             "icon": "mdi:account-voice",
             "state_topic": f"{topic}/event",
-            "value_template": "{{ value_json.label | default('None') }}",
+            "value_template": f"{{{{ {KEEP_STATE} else value_json.label | default('None') }}}}",
             "json_attributes_topic": f"{topic}/event",
         },
         "probability": {
             "name": "Probability",
             "unit_of_measurement": "%",
             "state_topic": f"{topic}/event",
-            "value_template": "{{ (100 * value_json.probability) | round(1) "
+            "value_template": f"{{{{ {KEEP_STATE} else (100 * value_json.probability) | round(1) "
             "if 'probability' in value_json else 'None' }}",
         },
         "waiting": {
