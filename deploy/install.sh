@@ -69,6 +69,7 @@ name=model.${model##*.}
 rm -f "$settings"/model.*
 install -m 644 "$model" "$settings/$name"
 [ -e "$settings/ser-edge.conf" ] || install -m 600 "$here/ser-edge.conf" "$settings/ser-edge.conf"
+[ -e "$settings/settings.toml" ] || install -m 644 "$here/settings.toml" "$settings/settings.toml"
 sed -i "s|^MODEL=.*|MODEL=/etc/ser-edge/$name|" "$settings/ser-edge.conf"
 install -m 644 "$here/ser-edge.service" "$unit"
 

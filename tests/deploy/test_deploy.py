@@ -46,6 +46,7 @@ def install(*arguments, **options) -> subprocess.CompletedProcess:
 def test_installer_puts_everything_in_its_place(installed, model):
     assert (installed / "etc/ser-edge/model.onnx").read_bytes() == model.read_bytes()
     assert "MODEL=/etc/ser-edge/model.onnx\n" in (installed / "etc/ser-edge/ser-edge.conf").read_text()
+    assert (installed / "etc/ser-edge/settings.toml").read_text() == (DEPLOY / "settings.toml").read_text()
     assert oct((installed / "etc/ser-edge/ser-edge.conf").stat().st_mode)[-3:] == "600"  # it may hold a password
     told = subprocess.run(
         [installed / "opt/ser-edge/bin/ser-edge", "info", installed / "etc/ser-edge/model.onnx"],
@@ -61,8 +62,10 @@ def test_installing_again_keeps_the_settings_and_removing_leaves_them(installed,
     shutil.copytree(installed, prefix, symlinks=True)
     settings = prefix / "etc/ser-edge/ser-edge.conf"
     settings.write_text(settings.read_text().replace("--device USB", "--device Jabra"))
+    settings.with_name("settings.toml").write_text("hop = 1.0")
     assert install("--prefix", prefix, model, env=os.environ | {"PIP_NO_DEPS": "1"}).returncode == 0
     assert "--device Jabra" in settings.read_text()
+    assert settings.with_name("settings.toml").read_text() == "hop = 1.0"
     removed = install("--prefix", prefix, "--uninstall")
     assert removed.returncode == 0
     assert settings.exists()
