@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edge_runtime.microphone import Microphone
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.recordings import AudioFile, RawAudio, RealTime
-    from edge_runtime.session import Session
+    from edge_runtime.session import Session, SessionGroup
     from edge_runtime.settings import Settings
 
 __version__ = "0.1.0"
@@ -48,6 +48,7 @@ _MODULE_OF = {
     "Reason": "events",
     "Recognizer": "recognizer",
     "Session": "session",
+    "SessionGroup": "session",
     "Settings": "settings",
 }
 
@@ -68,6 +69,7 @@ __all__ = [
     "Recognizer",
     "SerError",
     "Session",
+    "SessionGroup",
     "Settings",
     "SinkError",
     "UsageError",

@@ -31,6 +31,8 @@ examples:
   ser-edge devices
   ser-edge listen model.onnx --device USB
   ser-edge listen model.onnx --json --hop 0.25 | your-program
+  ser-edge listen model.onnx --enter anger=0.7 --min-duration 2 --refractory 30 --exec 'python3 lamp.py'
+  ser-edge listen model.onnx --settings settings.toml
   ser-edge listen model.onnx --output events.jsonl --mqtt broker.local --mqtt-discovery
   ser-edge bench model.onnx
   ser-edge doctor model.onnx --device USB

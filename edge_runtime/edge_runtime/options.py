@@ -14,8 +14,16 @@ TEXTS = ("mode", "vad")
 DECIDING = {
     "mode": ("M", "window: answers each hop; utterance: one for each speech segment, at its end"),
     "hop": ("S", "seconds from one score to the next"),
-    "threshold": (PROBABILITY, "smallest probability of an answer other than 'uncertain' (default: the model's own)"),
-    "enter": (PROBABILITY, "give emotion_begin where a score reaches this, and emotion_end; named labels alone"),
+    "threshold": (
+        PROBABILITY,
+        "smallest probability of an answer other than 'uncertain': one number, or anger=0.7,joy=0.8 (default: "
+        "the model's own)",
+    ),
+    "enter": (
+        PROBABILITY,
+        "say with emotion_begin and emotion_end where emotions do: from a score of this on, or of labels that are "
+        "named alone: anger=0.7 (default: say nothing of it)",
+    ),
     "exit": (PROBABILITY, "end an emotion where a score falls below this (default: 0.15 below --enter)"),
     "min_duration": ("S", "shortest emotion that is mentioned, seconds"),
     "refractory": ("S", "seconds after an emotion in which the same does not begin again"),

@@ -393,6 +393,12 @@ class SessionGroup:
 
     Raises:
         UsageError: models that cannot be told apart or hear different rates, or a label that none of them has.
+        ArtifactError: ``vad`` is not Silero VAD.
+
+    Example:
+        >>> group = SessionGroup([Recognizer("mood.onnx"), Recognizer("stress.onnx")])  # doctest: +SKIP
+        >>> [event.model for event in group.push(samples)]  # doctest: +SKIP
+        ['mood.onnx', 'stress.onnx']
     """
 
     def __init__(self, recognizers: Sequence[Recognizer], settings: Settings | None = None) -> None:
