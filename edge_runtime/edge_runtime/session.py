@@ -20,7 +20,7 @@ from edge_runtime.gate import BLOCK, Gate
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.scoring import Audio, StreamScoring, StreamSegment, WindowScoring
 from edge_runtime.settings import PER_LABEL, Settings
-from edge_runtime.vad import SAMPLE_RATE, SileroVad
+from edge_runtime.vad import LATENCY_BLOCKS, SAMPLE_RATE, SileroVad
 
 SYLLABLE_S = 0.2
 """Shorter sounds are clicks and knocks; what lasts this long but less than ``min_audio`` may have been speech."""
@@ -281,7 +281,8 @@ class Session:
             return self._hear_silence(digital=not sound.size)
         if self._segment is None:
             contiguous = self._heard - len(self._blocks) * BLOCK
-            start = max(contiguous, block_start - self._padding, self._segment_end)
+            late = 0 if self._vad is None else LATENCY_BLOCKS * BLOCK
+            start = max(contiguous, block_start - late - self._padding, self._segment_end)
             self._segment = self._open(start, block_start)
         if speech:
             self._speech_end = self._heard

@@ -27,6 +27,10 @@ NEW_STATE = np.zeros((2, 1, 128), np.float32)
 HOLD_BLOCKS = 16
 """Quiet blocks, 0.5 s, through which it goes on to listen: after the gap between two words it still knows the voice."""
 
+LATENCY_BLOCKS = 4
+"""How late it knows a voice, 0.13 s: after the gate, in the median over clips of EmoDB, RAVDESS and EMOVO, 2 to 4
+blocks. A segment reaches back over them, so that its padding is what it is without."""
+
 
 class SileroVad:
     """Judges blocks of ``BLOCK`` samples at 16 kHz, which is what Silero VAD, version 5 and 6, takes at once.

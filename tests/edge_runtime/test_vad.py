@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from edge_runtime.errors import ArtifactError
 from edge_runtime.gate import BLOCK, Gate
 from edge_runtime.session import Session
 from edge_runtime.settings import Settings
-from edge_runtime.vad import CONTEXT, HOLD_BLOCKS, SileroVad
+from edge_runtime.vad import CONTEXT, HOLD_BLOCKS, LATENCY_BLOCKS, SileroVad
 
 RATE = 16000
 
@@ -121,6 +122,16 @@ def test_zeros_before_a_clip_only_shift_its_events(recognizer, speech, lead):
     again = shifted.push(clip) + shifted.finish()
     assert expected[0].kind == "begin"
     assert [e.probabilities for e in first] == [e.probabilities for e in again] == [e.probabilities for e in expected]
+
+
+@needs_silero
+def test_a_voice_that_is_known_late_loses_nothing_of_its_beginning(recognizer, room, speech, monkeypatch):
+    signal = np.concatenate([room(2.0), speech(2.0), room(2.0)])
+    alone, cascade = (Session(recognizer, settings) for settings in (Settings(), Settings(vad=SILERO)))
+    heard = itertools.count()
+    monkeypatch.setattr(cascade._vad, "probability", lambda block: 0.9 if next(heard) >= LATENCY_BLOCKS else 0.1)
+    starts = [session.push(signal)[0].start for session in (alone, cascade)]
+    assert starts[0] == starts[1] == pytest.approx(1.8, abs=0.1)
 
 
 @needs_silero
