@@ -26,6 +26,8 @@ $(INSTALLED): pyproject.toml edge_runtime/pyproject.toml models/emodb/pyproject.
 		{ echo "no CPU build of $(TORCH) where pip looks; taking the general one"; \
 		$(BIN)/pip install --quiet "$(TORCH)"; }
 	$(BIN)/pip install --quiet -e "edge_runtime[onnx,mic]" -e ".[dev]" -e models/emodb
+	# For its model file alone; what else it depends on is of no use here.
+	$(BIN)/pip install --quiet --no-deps "silero-vad>=6,<7"
 	@touch $@
 
 demo: setup

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
+  ser-edge listen
   ser-edge info model.onnx
   ser-edge verify model.onnx
   ser-edge file model.onnx interview.wav *.flac --json
@@ -42,6 +43,8 @@ examples:
 HUNG_S = 10.0
 """Time that a block of audio may take before the service manager is no longer told that we are alive."""
 
+MODEL_HELP = "model file, or the name of an installed model (default: the only one installed)"
+
 LONG_RECORDING_S = 60.0
 """From this length on, progress is shown: shorter ones take a second or two."""
 
@@ -53,6 +56,7 @@ def main() -> None:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     arguments = _parser().parse_args()
     try:
+        _find_models(arguments)
         status = arguments.command(arguments)
         sys.stdout.flush()
     except SerError as error:
@@ -69,6 +73,17 @@ def main() -> None:
         _complain("interrupted")
         status = 130
     sys.exit(status)
+
+
+def _find_models(arguments: argparse.Namespace) -> None:
+    """Put files in the place of the names of installed models, and of none."""
+    from edge_runtime.installed import find_model
+
+    # The doctor also examines a board that has no model yet.
+    if "model" in arguments and not (arguments.model is None and arguments.command is _doctor):
+        arguments.model = str(find_model(arguments.model))
+    if "others" in arguments:
+        arguments.others = [str(find_model(other)) for other in arguments.others]
 
 
 def _complain(message: str) -> None:
@@ -98,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     info = command("info", _info, "show what a model file is, and check it", "ser-edge info model.onnx")
-    info.add_argument("model", metavar="FILE", help="model file")
+    info.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     info.add_argument("--card", action="store_true", help="print its model card alone: use, limits, data, results")
 
     check = command(
@@ -107,17 +122,17 @@ def _parser() -> argparse.ArgumentParser:
         "check a model file: bits, description, operators, self-test",
         "ser-edge verify model.onnx",
     )
-    check.add_argument("model", metavar="FILE", help="model file")
+    check.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
 
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
-    file.add_argument("model", metavar="FILE", help="model file")
+    file.add_argument("model", metavar="MODEL", help="model file, or the name of an installed model")
     file.add_argument("audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed")
     add_settings_options(file)
 
     command("devices", _devices, "list the microphones", "ser-edge devices --json")
 
     bench = command("bench", _bench, "measure what a model costs on this board", "ser-edge bench model.onnx --json")
-    bench.add_argument("model", metavar="FILE", help="model file")
+    bench.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     bench.add_argument("--seconds", metavar="S", type=float, default=20.0, help="of audio to listen to (default 20)")
     bench.add_argument("--threads", metavar="N", type=int, default=1, help="threads per inference (default 1)")
     add_settings_options(bench)
@@ -131,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--no-microphone", action="store_true", help="for applications that push their own audio")
 
     listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
-    listen.add_argument("model", metavar="FILE", help="model file")
+    listen.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     listen.add_argument(
         "--and", metavar="FILE", dest="others", action="append", default=[], help="another model; may be given again"
     )

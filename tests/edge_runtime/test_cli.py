@@ -430,3 +430,14 @@ def test_ctrl_c_ends_a_recording_whose_events_nobody_reads(unread):
     assert unread.poll() is None
     os.kill(unread.pid, signal.SIGINT)
     assert unread.wait(10) == 0
+
+
+def test_an_installed_model_is_known_by_name_and_taken_by_default(clip):
+    """The project's own model, which the tests install, on a recording."""
+    by_name = ser_edge("file", "emodb", clip, "--json")
+    assert by_name.returncode == 0, by_name.stderr
+    assert set(json.loads(by_name.stdout.splitlines()[0])["probabilities"]) >= {"anger", "neutral"}
+    shown = ser_edge("info", "--json")
+    assert shown.returncode == 0 and json.loads(shown.stdout)["licence"] == "CC0-1.0"
+    misspelt = ser_edge("info", "emodbb")
+    assert misspelt.returncode == 2 and "did you mean 'emodb'" in misspelt.stderr

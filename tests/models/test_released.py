@@ -10,8 +10,8 @@ import pytest
 import tomllib
 
 from edge_runtime.artifact import golden_signal
-from edge_runtime.verify import verify
 from edge_runtime.recognizer import Recognizer
+from edge_runtime.verify import verify
 from sertool.corpora.adapters import CORPORA
 from sertool.recipe import load_recipe
 from sertool.run import without_speakers
