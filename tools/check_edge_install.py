@@ -39,6 +39,8 @@ print(json.dumps({
 }))
 """
 
+READ_PAGE = "from importlib.resources import files; files('edge_runtime').joinpath('live.html').read_text()"
+
 
 def install(folder: Path, extra: str) -> Path:
     """Install with the library of an extra into a new environment in ``folder``; return its folder of programs."""
@@ -69,6 +71,7 @@ def main() -> None:
         model = folder / f"tiny.{extra}"
         subprocess.run([sys.executable, REPOSITORY / "tools" / "tiny_artifact.py", model], check=True)
         subprocess.run([programs / "ser-edge", "info", model], check=True)
+        subprocess.run([programs / "python", "-c", READ_PAGE], check=True)
     if surplus := sorted(carried.keys() - needed - BROUGHT[extra] - MICROPHONE):
         sys.exit(f"check_edge_install: not expected on a board: {', '.join(surplus)}")
     if missing := sorted(needed - carried.keys()):

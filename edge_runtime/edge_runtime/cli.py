@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,13 @@ from edge_runtime.options import add_settings_options, settings_from
 from edge_runtime.sinks.options import add_sink_options, open_sinks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_runtime.artifact import Artifact
     from edge_runtime.listener import Listener
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.settings import Settings
+    from edge_runtime.sinks import Fanout
     from edge_runtime.sources import Source
 
 EXAMPLES = """\
@@ -35,6 +39,7 @@ examples:
   ser-edge listen model.onnx --enter anger=0.7 --min-duration 2 --refractory 30 --exec 'python3 lamp.py'
   ser-edge listen model.onnx --settings settings.toml
   ser-edge listen model.onnx --output events.jsonl --mqtt broker.local --mqtt-discovery
+  ser-edge listen model.onnx --web 8765
   ser-edge bench model.onnx
   ser-edge doctor model.onnx --device USB
   arecord -q -t raw -f S16_LE -r 16000 | ser-edge listen model.onnx -
@@ -175,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_settings_options(listen)
     add_sink_options(listen)
+    views = listen.add_argument_group("watching")
+    views.add_argument(
+        "--plain", action="store_true", help="on a terminal: a line for each event instead of the live view"
+    )
+    views.add_argument(
+        "--web",
+        metavar="[HOST:]PORT",
+        help="show the live view as a page, to this machine alone or, with HOST, to whoever has the token",
+    )
     return parser
 
 
@@ -383,6 +397,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.listener import Listener
+    from edge_runtime.monitor import Monitor
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.service import ServiceManager
     from edge_runtime.sinks import Fanout, LineSink
@@ -397,31 +412,49 @@ def _listen(arguments: argparse.Namespace) -> int:
         lost_output.append(error)
         ear.stop()
 
-    with Fanout(say=_complain, patient=not ear.source.live) as fanout:
+    def say(message: str) -> None:
+        monitor.say(message)
+        if not (live and sys.stderr.isatty()):
+            _complain(message)
 
-        def stop(*_: object) -> None:
-            fanout.patient = False
-            ear.stop()
+    def health() -> dict[str, Any]:
+        return {**ear.health().to_dict(), "undelivered": fanout.dropped}
 
-        for interruption in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(interruption, stop)
-        if arguments.settings:
-            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=_reread, args=(ear, arguments)).start())
-        fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
-        for sink in open_sinks(arguments, say=_complain, health=lambda: {"undelivered": fanout.dropped}):
+    monitor = Monitor(
+        ear,
+        models[0].artifact.labels,
+        undelivered=lambda: fanout.dropped,
+        model=models[0].path.name if arguments.others else None,
+    )
+    live = _is_watched(arguments)
+    with ExitStack() as views, Fanout(say=say, patient=not ear.source.live) as fanout:
+        _answer_signals(ear, fanout, arguments, say)
+        if not live:
+            fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
+        for sink in open_sinks(arguments, say=say, health=health):
             fanout.add(sink)
+        note = "end with Ctrl-C"
+        if arguments.web is not None:
+            from edge_runtime.web import LivePage
+
+            note += f"; page: {views.enter_context(LivePage(monitor, arguments.web)).url}"
         _keep_stderr_for_ourselves()
         with ear, ServiceManager(alive=lambda: ear.health().busy < HUNG_S) as manager:
             manager.ready(f"listening to {ear.source.name}")
-            print(f"ser-edge: listening to {ear.source.name}; end with Ctrl-C", file=sys.stderr)
+            _complain(f"listening to {ear.source.name}; {note}")
+            if live:
+                from edge_runtime.liveview import LiveView
+
+                views.enter_context(LiveView(monitor, sys.stdout.fileno(), note, end_without_output))
             for event in ear:
                 fanout.send(event)
+                monitor.note(event)
                 if event.kind == "source_lost" and not settings.exit_on_loss:
                     manager.status(f"waiting: {event.detail}")
-                    _complain(f"{event.detail}; waiting for it")
+                    say(f"{event.detail}; waiting for it")
                 elif event.kind == "source_restored":
                     manager.status(f"listening to {ear.source.name}")
-                    _complain(f"hears {ear.source.name} again")
+                    say(f"hears {ear.source.name} again")
     if skipped := ear.health().coalesced:
         _complain(f"inference could not keep up: {skipped} scores were left out; a longer --hop needs fewer")
     if lost_output:
@@ -429,14 +462,39 @@ def _listen(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _reread(ear: Listener, arguments: argparse.Namespace) -> None:
+def _answer_signals(ear: Listener, fanout: Fanout, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """End listening at Ctrl-C and SIGTERM; with a settings file, reread it at SIGHUP."""
+
+    def stop(*_: object) -> None:
+        fanout.patient = False
+        ear.stop()
+
+    def reread(*_: object) -> None:
+        threading.Thread(target=_reread, args=(ear, arguments, say)).start()
+
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, stop)
+    if arguments.settings:
+        signal.signal(signal.SIGHUP, reread)
+
+
+def _reread(ear: Listener, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Take a changed settings file over; on a thread, because a signal may come in the middle of anything."""
     try:
         ear.update(settings_from(arguments))
     except SerError as error:
-        _complain(f"{error}; listening goes on with the settings of before")
+        say(f"{error}; listening goes on with the settings of before")
     else:
-        _complain(f"listens with the settings in {arguments.settings}")
+        say(f"listens with the settings in {arguments.settings}")
+
+
+def _is_watched(arguments: argparse.Namespace) -> bool:
+    """Return whether standard output is a terminal to draw on, on which no command of the user's writes, too."""
+    if arguments.plain or arguments.json or arguments.fast or not sys.stdout.isatty():
+        return False
+    from edge_runtime.liveview import is_fit
+
+    return is_fit(sys.stdout.fileno()) and not (arguments.exec and sys.stderr.isatty())
 
 
 def _source(arguments: argparse.Namespace, settings: Settings, sample_rate: int) -> Source | None:

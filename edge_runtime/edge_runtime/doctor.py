@@ -17,7 +17,7 @@ from edge_runtime.frontend import FloatArray
 from edge_runtime.gate import level_db
 from edge_runtime.microphone import Microphone, find_device, input_devices
 from edge_runtime.settings import Settings
-from edge_runtime.sources import SAMPLE_RATE, Loss
+from edge_runtime.sources import SAMPLE_RATE, Loss, now
 
 Verdict = Literal["ok", "warning", "broken"]
 
@@ -30,8 +30,13 @@ HEAR_S = 3.0
 FAINT_DBFS = -75.0
 """A room with a live microphone is louder: quieter means a muted input or one turned down to nothing."""
 
+RATE_TOLERANCE = 0.05
+"""A device that runs at 44.1 kHz where 48 kHz is believed is off by 8 %; no clock of a working one by 1 %."""
+
 CLIPPED = 0.999
 CLIPPED_SHARE = 0.001
+SEE_DEVICES = "see: ser-edge devices"
+
 HOT_CELSIUS = 80.0
 """A Raspberry Pi slows down from here on."""
 
@@ -106,7 +111,7 @@ def _model(model: str | Path, settings: Settings) -> Finding:
     try:
         measured = bench(model, settings, BENCH_S)
     except SerError as error:
-        return Finding("model", "broken", str(error), "copy or export it again")
+        return Finding("model", "broken", *_split(error, "copy or export it again"))
     if measured.keeps_up:
         return Finding("model", "ok", f"passes its self-test and {measured.verdict}")
     return Finding("model", "warning", measured.verdict, "see: ser-edge bench")
@@ -116,24 +121,34 @@ def _microphone(settings: Settings) -> Iterator[Finding]:
     try:
         device = find_device(settings.device, input_devices())
     except SerError as error:
-        yield Finding("microphone", "broken", *_split(error))
+        yield Finding("microphone", "broken", *_split(error, SEE_DEVICES))
         return
-    yield Finding("microphone", "ok", f"{device.index} {device.name!r}, {device.default_rate} Hz")
+    found = f"{device.index} {device.name!r}, {device.default_rate} Hz"
+    if device.default_rate < SAMPLE_RATE:
+        yield Finding("microphone", "warning", f"{found}: telephone quality", SEE_DEVICES)
+    else:
+        yield Finding("microphone", "ok", found)
     # By its number: the name may be that of several.
     heard = _hear(replace(settings, device=device.index, exit_on_loss=True))
-    yield Finding("sound", "broken", *_split(heard)) if isinstance(heard, SerError) else judge_sound(heard)
+    if isinstance(heard, SerError):
+        yield Finding("sound", "broken", *_split(heard, SEE_DEVICES))
+        return
+    samples, rate = heard
+    yield judge_rate(rate)
+    yield judge_sound(samples)
 
 
-def _split(error: SerError) -> tuple[str, str]:
+def _split(error: SerError, otherwise: str) -> tuple[str, str]:
     """Divide an error's line into what was found and what to do."""
     found, _, remedy = str(error).partition("; ")
-    return found, remedy or "see: ser-edge devices"
+    return found, remedy or otherwise
 
 
-def _hear(settings: Settings) -> FloatArray | SerError:
-    """Return the next three seconds of a microphone, or why there are none."""
+def _hear(settings: Settings) -> tuple[FloatArray, float] | SerError:
+    """Return the next three seconds of a microphone and how many samples came a second, or why there are none."""
     source = Microphone(settings, SAMPLE_RATE)
     heard: list[FloatArray] = []
+    arrived: list[float] = []
     wanted = round(HEAR_S * SAMPLE_RATE)
     try:
         source.open()
@@ -141,6 +156,7 @@ def _hear(settings: Settings) -> FloatArray | SerError:
             if isinstance(block, Loss):
                 return SerError(block.detail)
             heard.append(block.samples)
+            arrived.append(now())
             wanted -= len(block.samples)
             if wanted <= 0:
                 break
@@ -148,7 +164,23 @@ def _hear(settings: Settings) -> FloatArray | SerError:
         return error
     finally:
         source.close()
-    return np.concatenate(heard)
+    # The slope of a line through all arrivals: one that is late, on a board with other work, hardly turns it.
+    counts = np.cumsum([len(samples) for samples in heard])
+    rate = float(np.polyfit(np.array(arrived) - arrived[0], counts, 1)[0]) if len(heard) > 1 else float(SAMPLE_RATE)
+    return np.concatenate(heard), rate
+
+
+def judge_rate(rate: float) -> Finding:
+    """Say whether as many samples a second come as are asked for.
+
+    Example:
+        >>> judge_rate(14700.0).found
+        '14700 samples a second instead of 16000'
+    """
+    if abs(rate / SAMPLE_RATE - 1) <= RATE_TOLERANCE:
+        return Finding("rate", "ok", f"{rate:.0f} samples a second")
+    found = f"{rate:.0f} samples a second instead of {SAMPLE_RATE}"
+    return Finding("rate", "warning", found, "the device's clock or its sound server's rate is wrong, or audio is lost")
 
 
 def judge_sound(samples: FloatArray) -> Finding:

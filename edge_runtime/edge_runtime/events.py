@@ -23,6 +23,10 @@ Kind = Literal[
 ]
 
 
+SOURCE_KINDS = ("gap", "source_lost", "source_restored")
+"""Kinds of events about the source of the audio."""
+
+
 class Reason(str, Enum):
     """Why audio is missing: the ``reason`` of an event. A code keeps its name and its meaning from version to version.
 
@@ -69,6 +73,8 @@ class Event:
         probabilities: of every label.
         reason: for ``gap``, ``source_lost`` and ``source_restored``, one of :class:`Reason`.
         detail: for ``source_lost``, a line for people: what is wrong, where, and what to do.
+        health: for ``gap``, ``source_lost`` and ``source_restored`` that a listener gave, what it has been through:
+            :class:`~edge_runtime.listener.Health` as a dictionary.
         wall: when a listener gave the event, ISO 8601 with the offset from UTC; None where no clock is involved.
         model: whose answer it is, where several models listen: its file's name.
 
@@ -85,6 +91,7 @@ class Event:
     probabilities: dict[str, float] | None = None
     reason: str | None = None
     detail: str | None = None
+    health: dict[str, Any] | None = None
     wall: str | None = None
     model: str | None = None
 

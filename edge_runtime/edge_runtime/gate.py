@@ -78,9 +78,14 @@ class Gate:
         """The noise floor, dBFS."""
         return min(self._levels)
 
+    @property
+    def threshold(self) -> float:
+        """The level from which a block is speech, dBFS."""
+        return max(self.floor + self.margin, self.minimum)
+
     def is_speech(self, block: FloatArray) -> bool:
         """Judge the next ``BLOCK`` samples, in [-1, 1]."""
         self.level = level_db(block)
         if self.level > LOWEST_DB:
             self._levels.append(self.level)
-        return self.level >= max(self.floor + self.margin, self.minimum)
+        return self.level >= self.threshold

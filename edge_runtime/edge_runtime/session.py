@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, log10
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from edge_runtime.emotion import EmotionTracker
 from edge_runtime.errors import UsageError, nearest
 from edge_runtime.events import NO_SPEECH, UNCERTAIN, Event, Kind, SegmentAverage, answer
 from edge_runtime.frontend import FloatArray, as_samples
-from edge_runtime.gate import BLOCK, Gate
+from edge_runtime.gate import BLOCK, LOWEST_DB, Gate
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.scoring import Audio, StreamScoring, StreamSegment, WindowScoring
 from edge_runtime.settings import PER_LABEL, Settings
@@ -24,6 +24,32 @@ from edge_runtime.vad import LATENCY_BLOCKS, SAMPLE_RATE, SileroVad
 
 SYLLABLE_S = 0.2
 """Shorter sounds are clicks and knocks; what lasts this long but less than ``min_audio`` may have been speech."""
+
+PEAK_BLOCKS = 4
+"""Blocks in which a view looks for the largest sample: as many as come from one look to the next."""
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What a session hears at this moment, for a view that shows it. Levels are dBFS.
+
+    Attributes:
+        position: seconds of the stream so far, lost ones included.
+        level: of the newest block; -100 in digital silence.
+        peak: the largest sample of the newest blocks; 0 is full scale, where a microphone clips.
+        floor: the room's.
+        threshold: from which a block is speech.
+        digital_silence: whether nothing but exact zeros comes, or nothing has come yet.
+        pause: seconds since the running speech segment's last loud block; None while no segment runs.
+    """
+
+    position: float
+    level: float
+    peak: float
+    floor: float
+    threshold: float
+    digital_silence: bool
+    pause: float | None
 
 
 @dataclass
@@ -138,6 +164,20 @@ class Session:
     def position(self) -> int:
         """Samples of the stream so far, lost ones included."""
         return self._heard + len(self._pending)
+
+    def hearing(self) -> Hearing:
+        """Return what is heard now. For any thread: what it needs is read, or computed from what is kept anyway."""
+        newest = list(self._blocks)[-PEAK_BLOCKS:]
+        peak = max((float(abs(block).max()) for block in newest), default=0.0)
+        return Hearing(
+            position=self.position / self._rate,
+            level=self._gate.level,
+            peak=20.0 * log10(max(peak, 10.0 ** (LOWEST_DB / 20.0))),
+            floor=self._gate.floor,
+            threshold=self._gate.threshold,
+            digital_silence=self._digital_silence,
+            pause=(self._heard - self._speech_end) / self._rate if self._segment else None,
+        )
 
     def push(self, samples: object, coalesce: bool = False) -> list[Event]:
         """Take the next samples.
@@ -416,6 +456,10 @@ class SessionGroup:
     def position(self) -> int:
         """Samples of the stream so far, lost ones included."""
         return next(iter(self._sessions.values())).position
+
+    def hearing(self) -> Hearing:
+        """Return what is heard now, which is the same for all: see :meth:`Session.hearing`."""
+        return next(iter(self._sessions.values())).hearing()
 
     @property
     def windows(self) -> int:

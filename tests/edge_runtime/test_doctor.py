@@ -14,6 +14,9 @@ import pytest
 from edge_runtime import doctor
 from edge_runtime.board import Board
 from edge_runtime.doctor import examine, judge_sound
+from edge_runtime.errors import MissingDependencyError
+from edge_runtime.microphone import InputDevice
+from edge_runtime.sources import Block
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from virtual_microphone import VirtualMicrophone
@@ -83,6 +86,77 @@ def test_a_broken_model_does_not_end_the_examination(tmp_path, model):
     assert done.returncode == 1
     assert [line.split()[:2] for line in done.stdout.splitlines()][1] == ["broken", "model"]
     assert len(done.stdout.splitlines()) == 3
+
+
+def test_the_library_that_a_model_needs_is_missing(monkeypatch, model):
+    def bench(*_):
+        raise MissingDependencyError("onnxruntime is not installed; run: pip install 'ser-edge[onnx]'")
+
+    monkeypatch.setattr(doctor, "bench", bench)
+    _, finding, _ = examine(model, microphone=False, board=lambda: COOL)
+    assert str(finding) == "broken   model        onnxruntime is not installed: run: pip install 'ser-edge[onnx]'"
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("raise OSError('PortAudio library not found')", "PortAudio is not installed: run: apt install libportaudio2"),
+        ("raise ImportError", "sounddevice is not installed: run: pip install 'ser-edge[mic]'"),
+        (
+            "class default: device = [-1, -1]\ndef query_devices(): return []",
+            "no microphone found: plug one in or start the sound server, then run: ser-edge devices",
+        ),
+    ],
+)  # fmt: skip
+def test_no_way_to_a_microphone(tmp_path, module, line):
+    (tmp_path / "sounddevice.py").write_text(f"class PortAudioError(Exception): pass\n{module}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = ser_edge("doctor", env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1
+    assert f"broken   microphone   {line}\n" in done.stdout
+
+
+class FakeMicrophone:
+    """Gives a room's noise, of which so many samples come in a second of the clock."""
+
+    rate = 16000.0
+    clock = 100.0
+
+    def __init__(self, *_) -> None:
+        self.random = np.random.default_rng(0)
+
+    def open(self) -> None:
+        pass
+
+    close = open
+
+    def blocks(self):
+        for number in range(1000):
+            type(self).clock += 512 / self.rate
+            if number == 50:  # one that came late, with the next one right behind it
+                type(self).clock += 0.1
+            yield Block(512 * number, self.random.normal(0, 0.01, 512).astype(np.float32))
+            if number == 50:
+                type(self).clock -= 0.1
+
+
+@pytest.mark.parametrize(
+    ("device_rate", "rate", "microphone", "verdict"),
+    [(48000, 16000, "ok", "ok"), (8000, 16000, "warning", "ok"), (48000, 14700, "ok", "warning"),
+     (48000, 17415, "ok", "warning"), (16000, 16100, "ok", "ok")],
+)  # fmt: skip
+def test_a_wrong_rate(monkeypatch, device_rate, rate, microphone, verdict):
+    device = InputDevice(3, "USB Mic", 1, device_rate, True)
+    monkeypatch.setattr(doctor, "input_devices", lambda: [device])
+    monkeypatch.setattr(doctor, "Microphone", FakeMicrophone)
+    monkeypatch.setattr(doctor, "now", lambda: FakeMicrophone.clock)
+    monkeypatch.setattr(FakeMicrophone, "rate", rate)
+    findings = {finding.check: finding for finding in examine(board=lambda: COOL)}
+    assert findings["microphone"].verdict == microphone
+    assert findings["rate"].verdict == verdict
+    assert int(findings["rate"].found.split()[0]) == pytest.approx(rate, rel=2e-3)
+    assert findings["sound"].verdict == "ok"
+    assert all(finding.remedy for finding in findings.values() if finding.verdict != "ok")
 
 
 def test_no_sound_system(tmp_path):

@@ -395,3 +395,37 @@ def test_a_lost_source_is_one_event_for_several_models(recognizer, stream_recogn
     at = kinds.index("source_lost")
     assert kinds[at - 2 : at + 2] == ["end", "end", "source_lost", "source_restored"]
     assert kinds.count("source_lost") == 1
+
+
+def test_the_latency_of_scores_is_known_once_there_are_some(recognizer, signal):
+    with Listener(recognizer, source=FakeSource([], endless=True)) as ear:
+        health = ear.health()
+    assert (health.latency_p50, health.latency_p95, health.latency_p99) == (None, None, None)
+    assert "latency_p50" not in health.to_dict()
+    blocks = [Block(0, signal[:16000]), Block(16000, signal[16000:])]
+    with Listener(recognizer, source=FakeSource(blocks)) as ear:
+        list(ear)
+        taken = list(ear._latencies)
+        assert len(taken) == 1, "the first second is silent: only what gave scores counts"
+        assert ear.health().latency_p50 == taken[0] > 0
+        ear._latencies.extend(np.arange(1, 1000) / 1000 + 1)
+        ear._latencies.append(3.0)
+        health = ear.health()
+    assert health.latency_p50 == pytest.approx(1.5, abs=0.002)
+    assert health.latency_p95 == pytest.approx(1.95, abs=0.002)
+    assert health.latency_p99 == pytest.approx(1.99, abs=0.002)
+    assert health.to_dict()["latency_p95"] == round(health.latency_p95, 3)
+
+
+def test_events_about_the_source_say_what_the_listener_has_been_through(recognizer, speech):
+    lost = Loss(Reason.STALLED, "microphone 'x' gives nothing")
+    blocks = [*blocks_of(speech(2.0)), *blocks_of(speech(2.0), start=40000), lost, *blocks_of(speech(1.0), start=80000)]
+    with Listener(recognizer, source=FakeSource(blocks)) as ear:
+        events = list(ear)
+    health = {event.kind: event.health for event in events}
+    assert health["gap"]["gaps"] == 1
+    assert health["gap"]["lost"] == 0.5
+    assert health["gap"]["windows"] > 0
+    assert (health["source_lost"]["outages"], health["source_lost"]["source_lost"]) == (1, "stalled")
+    assert "source_lost" not in health["source_restored"]
+    assert {kind for kind, found in health.items() if found is None} == {"begin", "update", "end"}

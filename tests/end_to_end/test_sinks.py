@@ -151,3 +151,32 @@ def test_a_reader_that_reads_nothing_holds_up_neither_the_other_sinks_nor_the_en
         assert listening.wait(30) == 0
     os.close(reading)
     os.close(writing)
+
+
+def test_the_health_message_says_what_listening_has_been_through(model, clip, tmp_path):
+    from paho.mqtt import client as paho
+
+    found: list[dict] = []
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, "collector")
+    client.on_message = lambda _client, _data, message: found.append(json.loads(message.payload))
+    with MqttBroker() as broker:
+        client.connect("127.0.0.1", broker.port)
+        client.subscribe("porch/health")
+        client.loop_start()
+        listening = subprocess.Popen(
+            [sys.executable, "-m", "edge_runtime", "listen", str(model), "-", "--stall", "60", "--mqtt",
+             f"127.0.0.1:{broker.port}", "--mqtt-topic", "porch", "--mqtt-spool", str(tmp_path / "spool")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with wave.open(str(clip)) as file:
+            listening.stdin.write(file.readframes(file.getnframes()))
+        listening.stdin.flush()
+        wait_until(lambda: found)
+        listening.terminate()
+        listening.communicate(timeout=30)
+    client.loop_stop()
+    health = found[0]
+    assert health["windows"] >= 1
+    assert 0 < health["latency_p50"] <= health["latency_p95"] <= health["latency_p99"]
+    assert (health["gaps"], health["lost"], health["outages"]) == (0, 0.0, 0)
+    assert health["undelivered"] == {"output": 0, "mqtt 127.0.0.1": 0}
