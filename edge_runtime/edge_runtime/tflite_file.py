@@ -25,6 +25,7 @@ OPERATORS = {
     9: "FULLY_CONNECTED",
     17: "MAX_POOL_2D",
     19: "RELU",
+    22: "RESHAPE",
     34: "PAD",
     40: "MEAN",
     45: "STRIDED_SLICE",

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_runtime.litert import HEAD, TRUNK, WINDOW, LiteRtBackend, LiteRtStreamBackend, open_litert
 from edge_runtime.model_file import ModelFile
 from edge_runtime.tflite_file import read_tflite
+from sertool.export import tflite
 from sertool.export.half import to_half
 from sertool.export.onnx import to_onnx
 from sertool.export.parity import ExportError, measure_parity
@@ -122,6 +123,29 @@ def test_int8_computes_in_integers(name: str) -> None:
         kinds = [graph.tensors[index].type for index in (*layer.inputs, *layer.outputs)]
         assert kinds == [schema.TensorType.INT8] * 2 + [schema.TensorType.INT32, schema.TensorType.INT8]
     assert {graph.tensors[index].type for index in layers[-1].inputs} == {schema.TensorType.FLOAT32}
+
+
+@pytest.mark.parametrize("time_padding", ["causal", "same"])
+@pytest.mark.parametrize("name", ["resnet9", "cnn6", "mobilenet15"])
+def test_bands_as_channels_change_no_bit(name: str, time_padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted(name, time_padding, "int8")
+    packed = window_backend(model)
+    monkeypatch.setattr(tflite, "_packed_bands", lambda *_: None)
+    plain = window_backend(model)
+    for frames in (32, 41, FRAMES):
+        x = windows(frames, 4, seed=frames)
+        np.testing.assert_array_equal(packed.predict(x), plain.predict(x))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet9", 4), ("cnn6", 4), ("mobilenet15", 4), ("vgg15", 1)])
+def test_bands_are_channels_where_that_leaves_fewer_products(name: str, channels: int) -> None:
+    """A 3x3 convolution at stride 1 would need as many: three groups of four bands for three bands."""
+    model = schema.ModelT.InitFromPackedBuf(to_tflite({WINDOW: (converted(name, "causal", "int8"), FRAMES)}))
+    graph = model.subgraphs[0]
+    codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in graph.operators]
+    first = graph.operators[codes.index(schema.BuiltinOperator.CONV_2D)]
+    assert graph.tensors[first.inputs[1]].shape[-1] == channels
+    assert codes.count(schema.BuiltinOperator.RESHAPE) == (2 if channels > 1 else 0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,10 +1,9 @@
 """Quantisation-aware fine-tuning: a network computes with the rounding errors that its int8 file will have.
 
 What is rounded, and how, is what :func:`sertool.export.quantize.quantize` makes of the same network: activations to
-unsigned 8 bits by one range a tensor, weights to 7 bits by one scale an output channel, the layer that makes the logits
-not at all. (The exporter then makes the steps that are summed in float coarser, by less than two; here they stay fine.)
-Gradients pass the rounding as if it were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al.,
-2018).
+unsigned 8 bits by one range a tensor (the steps of what is summed in float a little coarser, as there), weights to 7
+bits by one scale an output channel, the layer that makes the logits not at all. Gradients pass the rounding as if it
+were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al., 2018).
 
 Batch normalisation needs no folding here. After training it only scales and shifts a channel, and a symmetric scale of
 its own for each channel rounds the scaled weights as it rounds the weights.
@@ -15,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from edge_runtime.errors import UsageError
 from edge_runtime.frontend import FloatArray
+from sertool.export.quantize import step_of_exact_sum, step_of_term
 
 LAYERS = (torch.conv2d, functional.linear)
 """What has weights."""
@@ -34,6 +35,8 @@ AVERAGES = (torch.Tensor.mean, torch.mean, functional.adaptive_avg_pool2d)
 
 WEIGHT_LIMIT = 64
 """Weights are rounded to -64 ... 64: see :func:`sertool.export.quantize.quantize` on why not to -127 ... 127."""
+
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class RoundedComputation(TorchFunctionMode):
@@ -63,7 +66,11 @@ class RoundedComputation(TorchFunctionMode):
         self._network = network
         self._windows = windows
         self._ranges: list[tuple[float, float]] = []
+        self._steps: list[tuple[float, int]] = []
+        self._averaged: set[int] = set()
+        self._sums: dict[int, int] = {}
         self._layers: list[Tensor] = []
+        self._last_layer = 0
         self._measuring = False
         self._position = 0
 
@@ -88,6 +95,19 @@ class RoundedComputation(TorchFunctionMode):
                 f"{type(self._network).__name__} computes without convolutions and linear layers, so there is nothing "
                 "to quantise; set training.quantization_aware = false"
             )
+        self._steps = self._steps_of_file()
+
+    def _steps_of_file(self) -> list[tuple[float, int]]:
+        """Return step and zero point of each activation, as the exporter chooses them."""
+        steps = [np.array(max(high - low, SMALLEST * 255) / 255) for low, high in self._ranges]
+        zeros = [round(-low / float(step)) for (low, _), step in zip(self._ranges, steps, strict=True)]
+        # Backwards: an addition's terms depend on its result's step, which a mean may change.
+        for position in reversed(range(len(steps))):
+            if position in self._averaged or position == self._last_layer:
+                steps[position] = step_of_exact_sum(steps[position])
+            elif self._sums.get(position, len(steps)) < len(steps):
+                steps[position] = step_of_term(steps[position], steps[self._sums[position]])
+        return [(float(step), zero) for step, zero in zip(steps, zeros, strict=True)]
 
     def round_weights(self) -> None:
         """Round the network's weights for good: quantised again, they stay as they are."""
@@ -110,19 +130,23 @@ class RoundedComputation(TorchFunctionMode):
             inputs, weight, *others = args
             if self._measuring:
                 self._layers.append(weight)
+                self._last_layer = self._position
             elif weight is not self._layers[-1]:  # which makes the logits
                 weight = _round_weight(weight)
             return func(self._activation(inputs), weight, *others, **kwargs)
         if func in SUMS and all(isinstance(value, Tensor) for value in args):
+            result = self._position + len(args)  # is what is read next
+            self._sums |= dict.fromkeys(range(self._position, result), result)
             return func(*(self._activation(value) for value in args), **kwargs)
         if func in AVERAGES and args[0].ndim == 4:
+            self._averaged.add(self._position)
             return func(self._activation(args[0]), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def _activation(self, values: Tensor) -> Tensor:
         position, self._position = self._position, self._position + 1
         if not self._measuring:
-            return _round_activation(values, *self._ranges[position])
+            return _round_activation(values, *self._steps[position])
         if position == len(self._ranges):
             self._ranges.append((0.0, 0.0))  # zero, which pads, is always in range
         low, high = self._ranges[position]
@@ -130,15 +154,14 @@ class RoundedComputation(TorchFunctionMode):
         return values
 
 
-def _round_activation(values: Tensor, low: float, high: float) -> Tensor:
-    """Round to 256 steps from ``low`` to ``high``, such that zero is one of them; clip what lies outside."""
-    scale = max(high - low, torch.finfo(torch.float32).tiny * 255) / 255
-    return torch.fake_quantize_per_tensor_affine(values, scale, round(-low / scale), 0, 255)
+def _round_activation(values: Tensor, step: float, zero: int) -> Tensor:
+    """Round to 256 steps, of which zero is the one that ``zero`` says; clip what lies outside."""
+    return torch.fake_quantize_per_tensor_affine(values, step, zero, 0, 255)
 
 
 def _round_weight(weight: Tensor) -> Tensor:
     """Round the weights (out, ...) of a layer, symmetrically and with one scale an output channel."""
     largest = weight.detach().abs().flatten(1).amax(1)
-    scale = largest.clamp(min=torch.finfo(torch.float32).tiny * WEIGHT_LIMIT) / WEIGHT_LIMIT
+    scale = largest.clamp(min=SMALLEST * WEIGHT_LIMIT) / WEIGHT_LIMIT
     zero = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -WEIGHT_LIMIT, WEIGHT_LIMIT)

@@ -169,16 +169,36 @@ def _agree_everywhere(graph: GraphProto) -> None:
         free = [constants[steps[name]] for name in node.input if steps.get(name, "") not in {"", *fixed}]
         if node.op_type == "ReduceMean" or OUTPUT in node.output:
             for step in free:
-                _replace(step, 2.0 ** np.ceil(np.log2(numpy_helper.to_array(step))))
+                _replace(step, step_of_exact_sum(numpy_helper.to_array(step)))
         elif node.op_type == "Add" and node.output[0] in results:
             result = numpy_helper.to_array(constants[results[node.output[0]]])
             for step in free:
-                _replace(step, np.ceil(255 * numpy_helper.to_array(step) / result) / 255 * result)
+                _replace(step, step_of_term(numpy_helper.to_array(step), result))
         if node.op_type == "Gemm" and OUTPUT in node.output and free and len(node.input) == 3:
             layer = [constants[name] for name in node.input[1:]]
             weights, bias, step = (numpy_helper.to_array(tensor) for tensor in (*layer, *free))
             for tensor, values in zip(layer, _round_to_exact(weights, bias, step), strict=True):
                 _replace(tensor, values)
+
+
+def step_of_exact_sum(step: FloatArray) -> FloatArray:
+    """Return the power of two, not less than a step, by which means and logits are exact in float32.
+
+    Example:
+        >>> step_of_exact_sum(np.array([0.2, 0.25]))
+        array([0.25, 0.25])
+    """
+    return np.asarray(2.0 ** np.ceil(np.log2(step)))
+
+
+def step_of_term(step: FloatArray, result: FloatArray) -> FloatArray:
+    """Return the step of an addition's term: a multiple of 1/255 of the result's, and not less than its own.
+
+    Example:
+        >>> step_of_term(np.array([0.5, 0.7]), np.array(1.275))
+        array([0.5, 0.7])
+    """
+    return np.asarray(np.ceil(255 * step / result) / 255 * result)
 
 
 def _round_to_exact(weights: FloatArray, bias: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -32,6 +32,9 @@ CHANNELS_FIRST = (0, 3, 1, 2)
 ALIGNMENT = 16
 """Bytes; the schema asks for it (``force_align``), so that vector units may read weights where they lie in the file."""
 
+PACKED = 4
+"""Mel bands that an 8-bit convolution of one channel takes as channels; see :func:`_packed_bands`."""
+
 TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
@@ -417,25 +420,86 @@ def _rename(graph: _Lowering, node: NodeProto) -> None:
 
 def _conv(graph: _Lowering, node: NodeProto) -> None:
     attributes = _attributes(node)
-    integer, output, activation = graph.fused_output(node, *node.input[:2])
     weights = graph.constants[node.input[1]].values
     channels, per_group = weights.shape[:2]
-    groups = attributes.get("group", 1)
-    depthwise = 1 < groups == channels and per_group == 1
-    if (groups != 1 and not depthwise) or weights.ndim != 4 or set(attributes.get("dilations", (1,))) != {1}:
+    depthwise = 1 < attributes.get("group", 1) == channels and per_group == 1
+    one_group = attributes.get("group", 1) == 1
+    if not (one_group or depthwise) or weights.ndim != 4 or set(attributes.get("dilations", (1,))) != {1}:
         raise graph.refuse(node, "groups, dilation or one axis")
+    integer, output, activation = graph.fused_output(node, *node.input[:2])
+    source = graph.operand(node.input[0], integer)
+    packed = _packed_bands(graph, node, source, output) if integer and one_group else None
+    if packed is None:
+        _write_conv(graph, node, source, output, activation, integer, depthwise)
+        return
+    _reshape(graph, source, packed.input[0])
+    _write_conv(graph, packed, packed.input[0], packed.output[0], activation, integer, depthwise)
+    _reshape(graph, packed.output[0], output)
+
+
+def _write_conv(
+    graph: _Lowering, node: NodeProto, source: str, output: str, activation: int, integer: bool, depthwise: bool
+) -> None:
     if depthwise:
         options, name, order, axis = schema.DepthwiseConv2DOptionsT(), "DEPTHWISE_CONV_2D", (1, 2, 3, 0), 3
         options.depthMultiplier = 1
     else:
         options, name, order, axis = schema.Conv2DOptionsT(), "CONV_2D", (0, 2, 3, 1), 0
-    options.strideH, options.strideW = attributes.get("strides", (1, 1))
+    options.strideH, options.strideW = _attributes(node).get("strides", (1, 1))
     options.fusedActivationFunction = activation
     options.dilationHFactor = options.dilationWFactor = 1
-    source = graph.operand(node.input[0], integer)
     padded, options.padding = _pad(graph, node, source)
     operands = [padded, *_weights_and_bias(graph, node, source, integer, order, axis)]
     graph.operator(name, operands, [graph.tensor(output)], options, version=3 if integer else 1)
+
+
+def _packed_bands(graph: _Lowering, node: NodeProto, source: str, output: str) -> NodeProto | None:
+    """Return a convolution of one channel as one with :data:`PACKED` neighbouring bands as its channels.
+
+    8-bit kernels multiply channels by fours or eights and fill up what is missing: of a single channel, three or seven
+    products of a weight are by zero. In TFLite's order of axes the bands of a frame lie where channels do, so no byte
+    moves. An output then stands for several neighbouring ones, each with its weights in another place among zeros:
+    every sum has the terms it had.
+
+    Returns:
+        None where the input has other channels, or no fewer products would be left.
+    """
+    weights = graph.constants[node.input[1]]
+    attributes = _attributes(node)
+    left, stride = attributes.get("pads", (0, 0))[1], attributes.get("strides", (1, 1))
+    channels, _, frames, bands = weights.values.shape
+    (_, given_frames, given, one), (_, made_frames, made, _) = graph.shape(source), graph.shape(output)
+    outputs, before = PACKED // stride[1], -(-left // PACKED)
+    groups = before + ((outputs - 1) * stride[1] + bands - 1 - left) // PACKED + 1
+    if one != 1 or given % PACKED or PACKED % stride[1] or made * stride[1] != given or groups >= bands:
+        return None
+    values = np.zeros((outputs, channels, frames, groups * PACKED), weights.values.dtype)
+    for number, of_output in enumerate(values):
+        first = before * PACKED - left + number * stride[1]
+        of_output[:, :, first : first + bands] = weights.values[:, 0]
+    values = values.reshape(outputs * channels, frames, groups, PACKED).transpose(CHANNELS_FIRST)
+    names = [f"{name}_packed" for name in (source, *node.input[1:], output)]
+    graph.constants[names[1]] = Constant(values, np.tile(np.broadcast_to(weights.scale, channels), outputs))
+    for name, packed in zip(node.input[2:], names[2:-1], strict=True):
+        graph.constants[packed] = Constant(np.tile(graph.constants[name].values, outputs))
+    graph.shapes[names[0]] = (1, PACKED, given_frames, given // PACKED)
+    graph.shapes[names[-1]] = (1, outputs * channels, made_frames, made // outputs)
+    graph.quantization[names[0]], graph.quantization[names[-1]] = graph.quantization[source], graph.quantization[output]
+    top, bottom = attributes.get("pads", (0, 0, 0, 0))[::2]
+    return helper.make_node(
+        "Conv", names[:-1], names[-1:], node.name, kernel_shape=(frames, groups), strides=(stride[0], 1),
+        pads=(top, before, bottom, groups - 1 - before),
+    )  # fmt: skip
+
+
+def _reshape(graph: _Lowering, name: str, output: str) -> None:
+    """Give a tensor of one window another shape with as many frames."""
+    source = graph.read(name)
+    options = schema.ReshapeOptionsT()
+    _, _, *rest = graph.shape(output)
+    options.newShape = [1, -1, *rest]
+    shape = graph.constant(f"{output}_shape", np.array(options.newShape, np.int32))
+    graph.operator("RESHAPE", [source, shape], [graph.tensor(output)], options)
 
 
 def _gemm(graph: _Lowering, node: NodeProto) -> None:
