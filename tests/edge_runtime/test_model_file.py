@@ -18,7 +18,7 @@ from tiny_artifact import tiny_file, tiny_model
 
 from edge_runtime.artifact import METADATA_KEY, UNSEALED
 from edge_runtime.errors import ArtifactError, UsageError
-from edge_runtime.model_file import LARGEST_FILE, check_seal, read_model_file, seal
+from edge_runtime.model_file import LARGEST_FILE, READERS, ModelFile, check_seal, read_model_file, seal
 from edge_runtime.onnx_file import read_onnx
 from edge_runtime.recognizer import Recognizer
 
@@ -78,6 +78,33 @@ def test_no_bit_can_change_no_byte_be_lost(tmp_path, schema):
     assert found["tried"] == 678
     # Files of schema 1 carry no hash: what changes no self-test passes. No more is asked of them than to be survived.
     assert [mutant for mutant in found["wrong"] if schema == 2 or mutant[3] != "loaded"] == []
+
+
+def whole_artifact(content: bytes, suffix: str) -> None:
+    """What stands between a file and the inference library."""
+    path = Path(f"model{suffix}")
+    carried = check_seal(content, str(path))
+    ModelFile(path, content, *READERS[suffix](content, str(path)), carried).artifact()
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_file_cut_at_any_byte_is_refused(suffix):
+    content = tiny_file(suffix)
+    whole_artifact(content, suffix)
+    for kept in range(len(content)):
+        with pytest.raises(ArtifactError):
+            whole_artifact(content[:kept], suffix)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_file_with_any_bit_flipped_is_refused(suffix):
+    content = bytearray(tiny_file(suffix))
+    for place in range(len(content)):
+        bit = 1 << place % 8
+        content[place] ^= bit
+        with pytest.raises(ArtifactError):
+            whole_artifact(bytes(content), suffix)
+        content[place] ^= bit
 
 
 @settings(max_examples=150, deadline=None)
@@ -193,8 +220,8 @@ def test_no_operator_library_is_ever_registered():
     assert not [text for text in sources if "register_custom_ops" in text or "experimental_delegates" in text]
 
 
-def made(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.onnx"
+def made(folder: Path, name: str, suffix: str = ".onnx") -> Path:
+    path = folder / f"{name}{suffix}"
     if name == "folder":
         path.mkdir()
     elif name == "pipe":
@@ -204,27 +231,32 @@ def made(folder: Path, name: str) -> Path:
             file.truncate(1 << 32)
     elif name == "small-zeros":
         path.write_bytes(bytes(100_000))
-    elif name == "tflite":
-        path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(1000))
+    elif name == "renamed":
+        path.write_bytes(tiny_file(".tflite" if suffix == ".onnx" else ".onnx"))
     elif name != "absent":
         path.write_bytes(b"")
     return path
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "suffix", "message"),
     [
-        ("folder", "is a folder"),
-        ("pipe", "not an ordinary file"),
-        ("zeros", "has 4.3 GB, more than any model"),
-        ("small-zeros", "not a whole ONNX model"),
-        ("tflite", "is a TFLite file by its content; rename it to tflite.tflite"),
-        ("absent", "no such model file"),
-        ("empty", "is empty"),
+        ("folder", ".onnx", "is a folder"),
+        ("folder", ".tflite", "is a folder"),
+        ("pipe", ".onnx", "not an ordinary file"),
+        ("zeros", ".onnx", "has 4.3 GB, more than any model"),
+        ("zeros", ".tflite", "has 4.3 GB, more than any model"),
+        ("small-zeros", ".onnx", "not a whole ONNX model"),
+        ("small-zeros", ".tflite", "not a TFLite file by its content"),
+        ("renamed", ".onnx", "is a TFLite file by its content; rename it to renamed.tflite"),
+        ("renamed", ".tflite", "not a TFLite file by its content"),
+        ("absent", ".onnx", "no such model file"),
+        ("empty", ".onnx", "is empty"),
+        ("empty", ".tflite", "is empty"),
     ],
 )
-def test_what_is_no_model_is_one_line_from_the_command(tmp_path, name, message):
-    path = made(tmp_path, name)
+def test_what_is_no_model_is_one_line_from_the_command(tmp_path, name, suffix, message):
+    path = made(tmp_path, name, suffix)
     done = subprocess.run([SER_EDGE, "info", path], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"ser-edge: {path}: {message}")

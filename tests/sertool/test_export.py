@@ -525,7 +525,7 @@ def test_the_temperature_is_fitted_on_validation_speakers(exported: Export, eval
 
 
 def test_the_card_stands_beside_the_file_and_in_it(exported: Export, evaluated: Run) -> None:
-    card = exported.path.with_suffix(".md").read_text()
+    card = exported.path.with_name(f"{exported.path.name}.md").read_text()
     assert card == Recognizer(exported.path).artifact.card
     test = evaluated.metrics["test"]
     for fact in (
@@ -545,10 +545,10 @@ def test_the_card_stands_beside_the_file_and_in_it(exported: Export, evaluated: 
 
 
 def test_a_document_of_the_users_is_not_replaced_by_a_card(evaluated: Run, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("# My project\n")
-    with pytest.raises(UsageError, match=r"README\.md: not a model card"):
+    (tmp_path / "README.onnx.md").write_text("# My project\n")
+    with pytest.raises(UsageError, match=r"README\.onnx\.md: not a model card"):
         export_run(evaluated, tmp_path / "README.onnx")
-    assert (tmp_path / "README.md").read_text() == "# My project\n"
+    assert (tmp_path / "README.onnx.md").read_text() == "# My project\n"
     assert not (tmp_path / "README.onnx").exists()
 
 

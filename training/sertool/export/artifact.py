@@ -124,14 +124,14 @@ def export_run(
                 model = to_half(model)
             elif calibration:
                 model = quantize(model, with_short_windows(islice(windows, len(calibration))))
-            temporary.write_bytes(_content(model, output.suffix, frames))
+            temporary.write_bytes(file_content(model, output.suffix, frames))
             backend = load_backend(temporary)
             verified = np.stack(list(islice(windows, len(verification))))
             parity = measure_parity(predict(network, verified), _logits(backend, verified))
             check_parity(parity, precision, str(run.path))
             stream = to_stream(model) if form == "stream" else None
             if stream:
-                temporary.write_bytes(_content(stream, output.suffix, frames))
+                temporary.write_bytes(file_content(stream, output.suffix, frames))
                 window, backend = backend, load_backend(temporary)
                 off = check_stream(window, backend, np.concatenate(verified[:2]), precision, str(run.path))
                 provenance["export"]["stream"] = {"max_error": off}
@@ -149,7 +149,7 @@ def export_run(
                 artifact = vouched(artifact, vouching, run.clips("train"))
             proven = proven_parity(run, kind_of_file(output.suffix, precision, form))
             artifact = replace(artifact, card=model_card(artifact, proven))
-            content = _content(stream or model, output.suffix, frames, artifact.to_json())
+            content = file_content(stream or model, output.suffix, frames, artifact.to_json())
             temporary.write_bytes(seal(content))
             artifact = _check_on_device(temporary, verification[0], backend.predict(verified[:1])[0])
             size = temporary.stat().st_size
@@ -186,7 +186,7 @@ def _check_request(run: Run, output: Path, file_format: str | None, precision: s
         )
 
 
-def _content(network: ModelProto | StreamModel, suffix: str, frames: int, description: str = "") -> bytes:
+def file_content(network: ModelProto | StreamModel, suffix: str, frames: int, description: str = "") -> bytes:
     """Return the file of a network in the format that a suffix names, not sealed yet.
 
     Args:

@@ -34,8 +34,13 @@ This model must not be used where these rules forbid it."""
 
 
 def card_path(model: Path) -> Path:
-    """Return where the card of a model file stands: beside it."""
-    return model.with_suffix(".md")
+    """Return where the card of a model file stands: beside it, one for each format of a name.
+
+    Example:
+        >>> card_path(Path("models/emotion.onnx")).name
+        'emotion.onnx.md'
+    """
+    return model.with_name(f"{model.name}.md")
 
 
 def refuse_foreign_card(path: Path) -> None:

@@ -479,6 +479,7 @@ def _packed_bands(graph: _Lowering, node: NodeProto, source: str, output: str) -
         of_output[:, :, first : first + bands] = weights.values[:, 0]
     values = values.reshape(outputs * channels, frames, groups, PACKED).transpose(CHANNELS_FIRST)
     names = [f"{name}_packed" for name in (source, *node.input[1:], output)]
+    assert weights.scale is not None
     graph.constants[names[1]] = Constant(values, np.tile(np.broadcast_to(weights.scale, channels), outputs))
     for name, packed in zip(node.input[2:], names[2:-1], strict=True):
         graph.constants[packed] = Constant(np.tile(graph.constants[name].values, outputs))
