@@ -66,7 +66,7 @@ def test_folds_give_a_release_its_results_and_its_temperature(
     hotter, colder = (replaced_nll(predictions, artifact.temperature * factor) for factor in (1.05, 0.95))
     best = replaced_nll(predictions, artifact.temperature)
     assert best <= hotter and best <= colder
-    card = (tmp_path / "model.md").read_text()
+    card = (tmp_path / "model.onnx.md").read_text()
     assert "pooled results of 2 networks of the same recipe (seed 0)" in card
     assert "passed for an emotion" not in card, "nothing is labelled neutral"
 
