@@ -136,6 +136,7 @@ def test_a_voice_that_is_known_late_loses_nothing_of_its_beginning(recognizer, r
 
 @needs_silero
 @pytest.mark.corpora
+@pytest.mark.skipif("SERTOOL_DATA" not in os.environ, reason="SERTOOL_DATA is not set")
 def test_people_are_heard(request, recognizer):
     import soundfile
 

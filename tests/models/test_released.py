@@ -17,7 +17,7 @@ from sertool.recipe import load_recipe
 from sertool.run import without_speakers
 
 ROOT = Path(__file__).parents[2]
-MODELS = sorted((ROOT / "models").glob("*/*/model.*[xe]"))
+MODELS = sorted(path for path in (ROOT / "models").glob("*/*/model.*") if path.suffix != ".md")
 FOLDERS = sorted({path.parents[1] for path in MODELS})
 
 
@@ -33,7 +33,7 @@ def test_there_is_a_model() -> None:
 def test_a_model_is_whole_and_its_card_is_the_one_beside_it(path: Path) -> None:
     assert all(check.passed for check in verify(str(path)))
     artifact = Recognizer(path).artifact
-    assert artifact.card == path.with_suffix(".md").read_text()
+    assert artifact.card == path.with_name(f"{path.name}.md").read_text()
     for place in (b"/tmp/", b"/home/", b"/root/", b"/work/"):
         assert place not in path.read_bytes(), "no path of the machine that made it"
 
