@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from edge_runtime.recordings import AudioFile, RawAudio, RealTime
     from edge_runtime.session import Session, SessionGroup
     from edge_runtime.settings import Settings
+
+# From 1.29 on onnxruntime reports every session to its maker, and keeps what it has not sent yet in the user's cache
+# folder. It reads this once, when it is imported; who sets it to 0 has asked for that.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -40,6 +40,8 @@ class Reason(str, Enum):
     had lost a buffer. The oldest audio was dropped."""
     DROPOUT = "dropout"
     """``gap``: less audio came than time passed, and nobody said so: lost before it reached this program."""
+    DAMAGED = "damaged"
+    """``gap``: samples came that are no audio: NaN, infinite, or far beyond full scale."""
     ABSENT = "absent"
     """``source_lost``: no such microphone, or no sound server, when listening began."""
     REFUSED = "refused"

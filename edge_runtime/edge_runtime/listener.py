@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.errors import DeviceError, UsageError, nearest
+from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.events import SOURCE_KINDS, Event
 from edge_runtime.microphone import Microphone
 from edge_runtime.recognizer import Recognizer
@@ -226,6 +225,8 @@ class Listener:
             yield event
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        import asyncio  # half of the time that this module takes to import; who iterates so has imported it
+
         while (event := await asyncio.to_thread(self._next)) is not None:
             yield event
 
@@ -254,7 +255,7 @@ class Listener:
                 self._busy_since = now()
                 self._give(self._answer(self._lose if isinstance(heard, Loss) else self._hear, heard))
                 self._busy_since = None
-        except DeviceError:
+        except SerError:
             self._give(self._answer(self._session.finish))
             raise
         self._give(self._answer(self._session.finish))

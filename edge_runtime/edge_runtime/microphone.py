@@ -513,7 +513,9 @@ class Microphone:
         """Return the position of the first frame that comes after a loss: as much later as the clock has gone on."""
         if not captured or self._stream is None:
             return self._position
-        began = captured[0].arrived - len(captured[0].frames) / self._stream.rate
+        # By the last: where all came at once, the first of it is late.
+        last = captured[-1]
+        began = last.arrived - (last.first + len(last.frames) - captured[0].first) / self._stream.rate
         return self._position + max(0, round((began - self._heard_at) * self._sample_rate))
 
     def _recover(self) -> list[Captured]:

@@ -304,7 +304,8 @@ class RawAudio:
     """Headerless PCM that another program writes into a pipe: ``arecord -q -t raw -f S16_LE -r 16000 | ...``.
 
     A pipe that gives nothing for ``settings.stall``, or nothing but zeros for ``settings.digital_silence``, is lost
-    until it gives sound again; its positions then go on as much later as the clock has. It ends where it is closed.
+    until it gives sound again; its positions then go on as much later as the clock has. What is no audio amid a live
+    pipe (NaN, far beyond full scale) is left out, with what was read with it, and is a gap. It ends where it is closed.
 
     Args:
         file: descriptor to read from.
@@ -319,7 +320,8 @@ class RawAudio:
 
     Raises:
         UsageError: an encoding, a rate or a channel that does not exist.
-        AudioError: by :meth:`blocks`: no audio at all, a WAV header, samples that are no audio.
+        AudioError: by :meth:`blocks`: no audio at all, a WAV header, samples that are no audio from the beginning
+            or, where ``live`` is False, anywhere.
         DeviceError: by :meth:`blocks`: lost, and ``settings.exit_on_loss``.
     """
 
@@ -364,28 +366,35 @@ class RawAudio:
     def blocks(self) -> Iterator[Block | Loss]:
         """Give what comes until the pipe is closed."""
         resampler, position, pending = Resampler(self._rate, self._sample_rate), 0, b""
-        heard_at, lost, empty = now(), False, True
+        heard_at, lost, skipped, empty = now(), False, 0, True
         while not self._stopped:
-            if not select.select([self._file], [], [], STOP_POLL_S)[0]:
-                if self.live and not lost and now() - heard_at >= self._stall:
-                    lost = True
-                    yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
+            samples, asked = np.zeros(0, np.float32), now()
+            if select.select([self._file], [], [], STOP_POLL_S)[0]:
+                content = os.read(self._file, MOST_BYTES_PER_READ)
+                if not content:
+                    break
+                if empty and content.startswith(b"RIFF"):
+                    raise AudioError(f"{self.name}: begins with a WAV header; send samples alone: arecord -t raw")
+                empty = False
+                whole = len(pending + content) // self._frame_bytes * self._frame_bytes
+                frames, pending = (pending + content)[:whole], (pending + content)[whole:]
+                try:
+                    samples = resampler.push(self._mono(frames))
+                except AudioError:
+                    if not (self.live and position):  # from the beginning: not a moment's damage, but another format
+                        raise
+                    skipped += round(whole / self._frame_bytes * self._sample_rate / self._rate)
+                    resampler = Resampler(self._rate, self._sample_rate)
+            overslept = now() - asked >= self._stall  # the board did
+            if self.live and not lost and (overslept or (not len(samples) and now() - heard_at >= self._stall)):
+                lost = True
+                yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
+            if not len(samples) or (lost and not samples.any()):
                 continue
-            content = os.read(self._file, MOST_BYTES_PER_READ)
-            if not content:
-                break
-            if empty and content.startswith(b"RIFF"):
-                raise AudioError(f"{self.name}: begins with a WAV header; send samples alone: arecord -t raw")
-            empty = False
-            whole = len(pending + content) // self._frame_bytes * self._frame_bytes
-            frames, pending = (pending + content)[:whole], (pending + content)[whole:]
-            samples = resampler.push(self._mono(frames))
-            if lost and samples.any():
-                lost = False
-                position += max(0, round((now() - heard_at) * self._sample_rate) - len(samples))
-            if lost or not len(samples):
-                continue
-            block = Block(position, samples)
+            if lost:
+                skipped = max(skipped, round((now() - heard_at) * self._sample_rate) - len(samples))
+            position, skipped, lost = position + skipped, 0, False
+            block = Block(position, samples, Reason.DAMAGED)
             position, heard_at = position + len(samples), now()
             yield block
             if self.live and self._silence.push(samples):
@@ -396,7 +405,7 @@ class RawAudio:
         if empty and not self._stopped:
             raise AudioError(f"{self.name}: no audio in it; did the program that writes it fail?")
         if not lost and not self._stopped:
-            yield Block(position, resampler.finish())
+            yield Block(position + skipped, resampler.finish(), Reason.DAMAGED)
 
     def _mono(self, content: bytes) -> FloatArray:
         channels = self._decode(content).reshape(-1, self._channels)

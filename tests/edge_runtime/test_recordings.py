@@ -127,6 +127,50 @@ def test_a_pipe_recorders_placeholder_length_means_until_the_end(tmp_path):
     assert len(read(path)) == 100
 
 
+@pytest.mark.parametrize("rate", [16000, 32000])
+def test_damage_amid_a_live_pipe_is_left_out_and_shows_as_a_jump(pipe, speech, rate):
+    source = RawAudio(pipe.end, rate=rate, encoding="f32le")
+    blocks = source.blocks()
+    sound = speech(0.2).astype("<f4")
+    damaged = sound.copy()
+    damaged[100] = np.nan
+    pipe.write(sound.tobytes())
+    position = len(next(blocks).samples)
+    pipe.write(damaged.tobytes())
+    threading.Timer(0.3, pipe.write, [sound.tobytes()]).start()
+    after = next(blocks)
+    assert after.gap == "damaged"
+    assert after.position == pytest.approx(position + len(sound) * 16000 / rate, abs=1)
+    assert np.isfinite(after.samples).all()
+    pipe.close()
+
+
+def test_damage_without_end_is_a_loss(pipe, speech):
+    source = RawAudio(pipe.end, encoding="f32le", settings=Settings(stall=0.5))
+    blocks = source.blocks()
+    pipe.write(speech(0.2).astype("<f4").tobytes())
+    next(blocks)
+    damaging = threading.Event()
+
+    def damage() -> None:
+        while not damaging.wait(0.05):
+            pipe.write(np.full(100, np.inf, "<f4").tobytes())
+
+    writer = threading.Thread(target=damage)
+    writer.start()
+    lost = next(blocks)
+    damaging.set()
+    writer.join()
+    assert (lost.reason, "nothing for 0.5 s" in lost.detail) == ("stalled", True)
+    pipe.close()
+
+
+def test_damage_is_refused_where_nothing_is_live(pipe, speech):
+    sound = speech(0.2).astype("<f4")
+    with pytest.raises(AudioError, match=r"sample \d+ is nan"):
+        read_raw(pipe, sound.tobytes() + np.full(9, np.nan, "<f4").tobytes(), encoding="f32le", live=False)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
