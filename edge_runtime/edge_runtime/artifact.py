@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.errors import ArtifactError
+from edge_runtime.errors import ArtifactError, UsageError
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel
 
 METADATA_KEY = "ser_artifact"
@@ -30,6 +30,13 @@ LARGEST_SIZE = 16_000_000
 
 LONGEST_WINDOW = 100_000
 """Frames beyond which a description is damaged; their spectrogram takes 26 MB."""
+
+
+LARGEST_FRAME = 8192
+"""Samples beyond which a description is damaged: half a second at 16 kHz."""
+
+MOST_BANDS = 512
+"""Mel bands beyond which a description is damaged: with the largest frame, their filters take 17 MB."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,8 @@ class Artifact:
             and all(isinstance(n, str) for n in self.labels),
             "front_end": all(type(size) is int and 0 < size <= LARGEST_SIZE for size in sizes)
             and 0 <= front_end.min_hz < front_end.max_hz <= front_end.sample_rate / 2
+            and front_end.window <= LARGEST_FRAME
+            and bands <= MOST_BANDS
             and front_end.floor > 0,
             "window_samples": front_end.window <= self.window_samples and self.window_frames <= LONGEST_WINDOW,
             "card": isinstance(self.card, str),
@@ -242,7 +251,11 @@ def check_golden(
         ArtifactError: either differs by more than its tolerance.
     """
     golden = artifact.golden
-    frames = log_mel(golden_signal(artifact.window_samples, artifact.front_end.sample_rate), artifact.front_end)
+    signal = golden_signal(artifact.window_samples, artifact.front_end.sample_rate)
+    try:
+        frames = log_mel(signal, artifact.front_end)
+    except UsageError as error:
+        raise ArtifactError(f"{where}: {error}; export it again") from error
     log_mel_off = float(np.max(np.abs(frames.mean(axis=0) - np.asarray(golden.log_mel_mean))))
     if not log_mel_off <= golden.log_mel_tolerance:
         raise ArtifactError(

@@ -167,7 +167,8 @@ def open_session(content: bytes, path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Without enable_fallback=0 it would try a damaged model twice, and say so on standard output.
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own undocumented classes, one per kind of damage
         unknown = re.search(r"No Op registered for (\w+)|(\w+)\(-?\d+\) is not a registered", str(error))
         if unknown:

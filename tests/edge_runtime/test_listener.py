@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import listener as listener_module
-from edge_runtime.errors import ArtifactError, DeviceError, SerError, UsageError
+from edge_runtime.errors import ArtifactError, AudioError, DeviceError, SerError, UsageError
 from edge_runtime.events import Reason
 from edge_runtime.listener import Listener
 from edge_runtime.session import Session
@@ -139,6 +139,14 @@ def test_a_lost_device_ends_the_segment_and_is_raised_after_the_events(recognize
     assert events[-1].detail == "microphone 'x' is gone"
     assert events[-1].start == 2.0
     assert source.closed == 1
+
+
+def test_a_source_that_gives_no_audio_ends_the_segment_too(recognizer, speech):
+    source = FakeSource(blocks_of(speech(2.0)), error=AudioError("standard input: sample 0 is nan"))
+    events = []
+    with Listener(recognizer, source=source) as ear, pytest.raises(AudioError, match="is nan"):
+        events.extend(ear)
+    assert (events[-1].kind, events[-1].end) == ("end", 2.0)
 
 
 def test_a_source_that_comes_back_begins_afresh_where_the_clock_is(recognizer, speech):

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tiny_artifact import tiny_file, tiny_model
+from tiny_artifact import tiny_artifact, tiny_file, tiny_model
+from tiny_stream import tiny_stream_model
 
 from edge_runtime.artifact import METADATA_KEY, UNSEALED
 from edge_runtime.errors import ArtifactError, UsageError
@@ -127,6 +128,79 @@ def test_any_change_to_the_structure_is_walked_or_refused(data):
     except ArtifactError:
         return
     assert all(isinstance(name, str) for name in (*metadata, *operators))
+
+
+DESCRIPTION = json.loads(tiny_artifact().to_json())
+NUMBERS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.integers(0, 20000), st.floats(), st.text(max_size=3)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(DESCRIPTION["front_end"])), st.sampled_from(["front_end", None]), NUMBERS)
+def test_a_whole_file_with_any_number_in_its_description_loads_or_is_refused(tmp_path_factory, field, part, value):
+    """Sealed, so that nothing but the description itself can be what is refused."""
+    changed = json.loads(json.dumps(DESCRIPTION))
+    if part:
+        changed[part][field] = value
+    else:
+        changed["window_samples"] = value
+    path = tmp_path_factory.getbasetemp() / "numbers.onnx"
+    path.write_bytes(seal(tiny_model(description=json.dumps(changed)).SerializeToString()))
+    try:
+        Recognizer(path)
+    except ArtifactError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 16_000_000, "hop": 16_000_000},  # filters of 4 GB
+        {"min_hz": 7990.0},  # bands narrower than a bin
+    ],
+)
+def test_a_front_end_that_no_board_could_compute_is_refused(tmp_path, change):
+    description = DESCRIPTION | {"front_end": DESCRIPTION["front_end"] | change, "window_samples": 16_000_000}
+    path = tmp_path / "huge.onnx"
+    path.write_bytes(seal(tiny_model(description=json.dumps(description)).SerializeToString()))
+    with pytest.raises(ArtifactError, match=r"front_end|front-end|window_samples"):
+        Recognizer(path)
+
+
+LOAD_SEALED_MUTANTS = """
+import random, sys
+from pathlib import Path
+from edge_runtime.errors import ArtifactError
+from edge_runtime.model_file import seal
+from edge_runtime.recognizer import Recognizer
+
+whole, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[1]).with_name("mutant.onnx")
+draw = random.Random(0)
+refused = 0
+for _ in range(200):
+    mutant = bytearray(whole)
+    for _ in range(draw.randrange(1, 4)):
+        mutant[draw.randrange(len(mutant))] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
+    path.write_bytes(seal(bytes(mutant)))
+    try:
+        Recognizer(path)
+    except ArtifactError as error:
+        assert "\\n" not in str(error), error
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("form", ["window", "stream"])
+def test_a_damaged_network_behind_a_right_seal_is_refused_or_runs(tmp_path, form):
+    """In a process of its own, because a library that is handed damage may take the process with it."""
+    model = tiny_model() if form == "window" else tiny_stream_model()
+    (tmp_path / "whole.onnx").write_bytes(model.SerializeToString())
+    command = [sys.executable, "-c", LOAD_SEALED_MUTANTS, tmp_path / "whole.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert int(done.stdout) > 50
 
 
 def test_the_walk_finds_what_onnx_finds():
