@@ -132,7 +132,8 @@ def examine(events: list[dict[str, Any]]) -> list[str]:
             wrong.append(f"{told}: said in an outage")
         if kind == "source_restored" and not lost:
             wrong.append(f"{told}: nothing was lost")
-        if running != (kind in {"update", "end"}) and (running or kind in {"update", "end"}):
+        too_short = kind == "end" and not running and event.get("label") == "uncertain" and "probability" not in event
+        if not too_short and running != (kind in {"update", "end"}):
             wrong.append(f"{told}: {'amid a segment' if running else 'without a beginning'}")
         if start > end + 1e-9 or start < silent_until - 1e-9:
             wrong.append(f"{told}: speaks of audio that was lost, or of none; heard again from {silent_until:.2f} s")
