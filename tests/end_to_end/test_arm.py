@@ -183,5 +183,5 @@ def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, t
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 def test_inference_and_listening_cost_no_more_than_their_budget(root: ArmRoot) -> None:
-    """Of two networks; python tools/count_instructions.py --check counts all four."""
+    """Of one network; python tools/count_instructions.py --check counts all four."""
     assert not off_budget(count_all(QUICK, root), QUICK)
