@@ -2,8 +2,8 @@
 
 For every test clip, other clips of its speaker are heard first, in random order, until so many seconds have gone by;
 then the clip is heard with the statistics that run on from there. ``neutral`` hears neutral clips alone, as of a person
-who is asked to speak for a while; ``mixed`` any; ``another`` as many seconds of another test speaker of the fold, which
-is what a device suffers when the speaker changes.
+who is asked to speak for a while; ``mixed`` any; ``another`` as many seconds of the fold's other test speakers, which
+is what a device suffers when the speaker changes (of no use where a fold tests one).
 
     python tools/adaptation_curve.py runs/emodb
     python tools/adaptation_curve.py runs/emodb --seconds 0 10 30 60 --orders 3 --memory 20 --json
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray, RunningNormalizer
 from sertool.batches import padded
 from sertool.features import ClipFrames, log_mel_clips
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     runs = [with_memory(run, arguments.memory) for run in load_folds(arguments.run)]
+    if not runs[0].normalization.runs:
+        raise UsageError(f"{arguments.run}: normalised by constants; train with normalization.kind = 'running'")
     curves: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     wanted = [(kind, seconds) for kind in KINDS for seconds in arguments.seconds]
     for kind, seconds in track(wanted, console=Console(stderr=True), transient=True):
@@ -112,4 +116,7 @@ def heard(run: Run, frames: ClipFrames, kind: str, seconds: float, order: int) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SerError as error:
+        sys.exit(f"adaptation_curve: {error}")

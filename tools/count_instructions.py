@@ -49,8 +49,8 @@ LISTENING = {"resnet9": ("window.onnx", "stream.onnx"), "cnn6": ("stream.onnx",)
 """The files whose listening has a budget: form and format, by network."""
 
 QUICK = ("resnet9",)
-"""The networks that the tests count, in every library, precision and form: what a change to the runtime, the exporter or
-a library costs shows there. MobileNet-15 takes the emulator as long again, the other two ten to thirty times."""
+"""The networks that the tests count, in every library, precision and form: what a change to the runtime, the exporter
+or a library costs shows there. MobileNet-15 takes the emulator as long again, the other two ten to thirty times."""
 
 MARK = """
 import json, os, sys

@@ -424,7 +424,7 @@ def _listen(arguments: argparse.Namespace) -> int:
         ear,
         models[0].artifact.labels,
         undelivered=lambda: fanout.dropped,
-        model=models[0].path.name if arguments.others else None,
+        model=models[0].name if arguments.others else None,
     )
     live = _is_watched(arguments)
     with ExitStack() as views, Fanout(say=say, patient=not ear.source.live) as fanout:

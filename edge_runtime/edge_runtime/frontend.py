@@ -317,7 +317,8 @@ class RunningNormalizer:
     def reset(self) -> None:
         """Forget who was heard: back to the constants."""
         mean, std = np.asarray(self._normalization.mean), np.asarray(self._normalization.std)
-        self._weight = float(self._normalization.prior_frames)
+        prior, memory = self._normalization.prior_frames, self._normalization.memory_frames
+        self._weight = float(min(prior, memory) if memory else prior)
         self._sums = self._weight * np.stack([mean, std**2 + mean**2])
         self.frames = 0
 

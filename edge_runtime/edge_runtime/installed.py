@@ -41,7 +41,7 @@ def find_model(given: str | None) -> Path:
         UsageError: none given and none or several installed, or neither a file nor a name.
     """
     # Looking through all installed packages takes a board some hundredths of a second: not for a file.
-    if given is not None and (Path(given).suffix or Path(given).exists() or "/" in given):
+    if given is not None and (Path(given).suffix or Path(given).is_file() or "/" in given):
         return Path(given)
     models = installed_models()
     if given in models:
@@ -56,7 +56,12 @@ def find_model(given: str | None) -> Path:
 
 
 def _file(package: str) -> Path | None:
-    spec = find_spec(package)
+    if "." in package:  # looking into a package would import what is around it
+        return None
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return None
     folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
     files = [folder / name for name in RUNS_ON for folder in folders if (folder / name).is_file()]
     runnable = [path for path in files if any(find_spec(library) for library in RUNS_ON[path.name])]

@@ -14,6 +14,7 @@ from edge_runtime.artifact import Artifact, check_golden
 from edge_runtime.backends import StreamBackend, open_backend
 from edge_runtime.errors import ArtifactError, UsageError
 from edge_runtime.frontend import FloatArray, LogMelStream, RunningNormalizer, as_samples, log_mel, tile_or_cut
+from edge_runtime.installed import RUNS_ON
 from edge_runtime.model_file import read_model_file
 
 
@@ -42,6 +43,11 @@ class Recognizer:
         if (stride > 0) != (self.artifact.form == "stream") or stride != self.artifact.stride:
             raise ArtifactError(f"{path}: its description is that of another form of network; export it again")
         self.self_test = check_golden(self.artifact, self._predict, str(path))
+
+    @property
+    def name(self) -> str:
+        """What tells it from other models: the file's name, or that of the package it is installed in."""
+        return self.path.parent.name if self.path.name in RUNS_ON else self.path.name
 
     def logits(self, samples: object) -> FloatArray:
         """Return the logits of a clip.

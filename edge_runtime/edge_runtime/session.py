@@ -445,10 +445,10 @@ class SessionGroup:
     def __init__(self, recognizers: Sequence[Recognizer], settings: Settings | None = None) -> None:
         _check_group(recognizers)
         settings = settings or Settings()
-        self._labels = {recognizer.path.name: recognizer.artifact.labels for recognizer in recognizers}
+        self._labels = {recognizer.name: recognizer.artifact.labels for recognizer in recognizers}
         self._check_labels(settings)
         self._sessions = {
-            recognizer.path.name: Session(recognizer, _of_labels(settings, recognizer.artifact.labels))
+            recognizer.name: Session(recognizer, _of_labels(settings, recognizer.artifact.labels))
             for recognizer in recognizers
         }
 
@@ -529,7 +529,7 @@ def _of_labels(settings: Settings, labels: Sequence[str]) -> Settings:
 def _check_group(recognizers: Sequence[Recognizer]) -> None:
     if not recognizers:
         raise UsageError("no model to listen with; give at least one")
-    name, times = Counter(recognizer.path.name for recognizer in recognizers).most_common(1)[0]
+    name, times = Counter(recognizer.name for recognizer in recognizers).most_common(1)[0]
     if times > 1:
         raise UsageError(f"{times} models are named {name!r}, and events could not say whose they are; rename one")
     rates = sorted({recognizer.artifact.front_end.sample_rate for recognizer in recognizers})

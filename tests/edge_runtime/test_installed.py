@@ -88,3 +88,15 @@ def test_the_file_is_the_one_that_can_be_run(install, monkeypatch):
 def test_a_package_without_its_file_is_no_model(install):
     install("empty", files=())
     assert installed_models() == {}
+
+
+def test_a_broken_package_is_no_model_and_a_folder_hides_none(install, tmp_path, monkeypatch):
+    package = install("german")
+    (tmp_path / "voice_german-1.0.dist-info" / "entry_points.txt").write_text(
+        "[edge_runtime.models]\ngerman = voice_german\nlost = voice_nowhere\ninner = voice_german.inner\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("german").mkdir()
+    assert installed_models() == {"german": package / "model.onnx"}
+    assert find_model("german") == package / "model.onnx"
+    assert "voice_german" not in sys.modules

@@ -87,6 +87,8 @@ def test_the_defaults_are_the_papers_settings() -> None:
     [
         ({"data": {"clips": "once"}}, "needs network.time_padding = 'causal'"),
         ({"normalization": {"kind": "running"}}, "needs data.clips = 'once'"),
+        ({"augmentation": {"excerpt_frames": 31}}, "valid: 0 for all, or at least 32"),
+        ({"augmentation": {"newcomers": 0.1}}, "needs normalization.kind = 'running'"),
         ({"training": {"schedule": "cosine", "epochs": 5, "warmup_epochs": 5.0}}, "must be less than training.epochs"),
     ],
 )

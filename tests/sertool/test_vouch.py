@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_runtime.errors import UsageError
-from edge_runtime.recognizer import Recognizer
+from edge_runtime.recognizer import Recognizer, softmax
 from sertool.evaluate import Predictions
-from sertool.export.vouch import Vouching, fit_threshold, vouch
+from sertool.export.vouch import Vouching, calibrate_by, fit_threshold, vouch
 from sertool.fit import fit
 from sertool.report import evaluate_folder
 from sertool.run import load_run
@@ -85,15 +86,30 @@ def test_folds_of_another_recipe_cannot_vouch(vouched_run: SimpleNamespace, tone
         vouch(replace(other, recipe=changed), vouched_run.folds)
 
 
-def test_folds_that_were_not_all_evaluated_cannot_vouch(vouched_run: SimpleNamespace) -> None:
-    path = vouched_run.folds / "metrics.json"
-    kept = path.read_text()
-    try:
-        path.write_text(json.dumps({"test": json.loads(kept)["test"] | {"folds": [1]}}))
-        with pytest.raises(UsageError, match="not evaluated on every fold; run: sertool evaluate"):
-            vouch(load_run(vouched_run.run), vouched_run.folds)
-    finally:
-        path.write_text(kept)
+def test_folds_that_were_not_all_evaluated_cannot_vouch(vouched_run: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.copytree(vouched_run.folds, tmp_path / "folds")
+    (tmp_path / "folds" / "fold-2" / "metrics.json").unlink()
+    with pytest.raises(UsageError, match="not evaluated on every fold; run: sertool evaluate"):
+        vouch(load_run(vouched_run.run), tmp_path / "folds")
+    shutil.rmtree(tmp_path / "folds" / "fold-2")
+    with pytest.raises(UsageError, match="lacks folds of its split"):
+        vouch(load_run(vouched_run.run), tmp_path / "folds")
+
+
+def test_folds_vouch_for_what_hears_as_they_did(vouched_run: SimpleNamespace) -> None:
+    assert vouch(load_run(vouched_run.run), vouched_run.folds).form == "window"
+
+
+def test_a_network_that_is_very_sure_loses_no_digits_that_its_temperature_needs(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=25.0, size=(300, 3))
+    truth = (logits / 9 + random.gumbel(size=logits.shape)).argmax(axis=1)  # drawn from softmax(logits / 9)
+    names = tuple(f"{row}.wav" for row in range(300))
+    sure = Predictions(("a", "b", "c"), names, names, names, truth, softmax(logits.astype(np.float32)))
+    sure.save(tmp_path / "p.csv")
+    found = calibrate_by(Vouching({}, Predictions.load(tmp_path / "p.csv"), {}))
+    assert found.temperature == pytest.approx(calibrate_by(Vouching({}, sure, {})).temperature, rel=0.01)
+    assert found.temperature == pytest.approx(9, rel=0.25)
 
 
 LABELS = ("anger", "neutral")
@@ -124,6 +140,11 @@ def test_the_threshold_is_the_lowest_that_leaves_few_enough_false_alarms() -> No
 def test_no_threshold_is_needed_where_neutral_speech_stays_neutral() -> None:
     found = alarms_of([0.2, 0.4], [0.7, 0.6], hours=0.1)
     assert (found.threshold, found.false_alarms, found.recall) == (0.0, 0, {"anger": 1.0})
+
+
+def test_neutral_speech_that_is_surely_an_emotion_is_counted() -> None:
+    found = alarms_of([1.0, 0.2], [1.0, 0.9], hours=0.01)
+    assert (found.threshold, found.false_alarms, found.recall) == (1.0, 1, {"anger": 0.5})
 
 
 def test_a_little_neutral_speech_allows_no_false_alarm() -> None:

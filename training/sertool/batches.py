@@ -91,7 +91,7 @@ def _with_memory(constants: Normalization, settings: Normalizing, front_end: Fro
     prior, memory = (
         round(seconds * front_end.sample_rate / front_end.hop) for seconds in (settings.prior, settings.memory)
     )
-    return replace(constants, prior_frames=max(1, prior), memory_frames=memory)
+    return replace(constants, prior_frames=max(1, prior), memory_frames=max(1, memory) if settings.memory else 0)
 
 
 class Windows:

@@ -72,7 +72,8 @@ class Predictions:
         writer.writerow(["file", "speaker", "gender", "truth", "predicted", *self.labels])
         for row, key in enumerate(self.keys):
             names = [self.labels[self.truth[row]], self.labels[self.predicted[row]]]
-            shares = [f"{share:.6f}" for share in self.probabilities[row]]
+            # All digits that float32 has: temperatures are fitted on the smallest of them.
+            shares = [f"{share:.9g}" for share in self.probabilities[row]]
             writer.writerow([key, self.speakers[row], self.genders[row], *names, *shares])
         write_text(path, text.getvalue())
 

@@ -386,7 +386,10 @@ def _start(
 ) -> Start:
     """Open the run to go on from; refuse one of another network or other labels, or that heard who is tested here."""
     run = load_run(recipe.training.start)
-    for section, key in (("network", "name"), ("network", "width"), ("normalization", "kind")):
+    decisive = [("network", "name"), ("network", "width"), ("normalization", "kind")]
+    if recipe.normalization.kind == "running":
+        decisive += [("normalization", "prior"), ("normalization", "memory")]
+    for section, key in decisive:
         wanted, found = (getattr(getattr(one, section), key) for one in (recipe, run.recipe))
         if wanted != found:
             name = f"{section}.{key}"

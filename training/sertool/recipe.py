@@ -20,6 +20,9 @@ PAPER_WINDOW_SAMPLES = 95744
 SHORTEST_WINDOW_SAMPLES = 8448
 """32 frames: the fewest that the five halvings of VGG-15 and ResNet-9 leave a frame of."""
 
+SHORTEST_EXCERPT = 32
+"""Frames, for the same reason."""
+
 LONGEST_WINDOW_SAMPLES = 960_000
 """One minute."""
 
@@ -313,6 +316,13 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
             f"{where}: training.quantization_aware needs a trained network to begin with: training.start, or sertool "
             "train --from RUN"
         )
+    if 0 < recipe.augmentation.excerpt_frames < SHORTEST_EXCERPT:
+        raise UsageError(
+            f"{where}: augmentation.excerpt_frames = {recipe.augmentation.excerpt_frames}; valid: 0 for all, or at "
+            f"least {SHORTEST_EXCERPT}"
+        )
+    if recipe.augmentation.newcomers and recipe.normalization.kind != "running":
+        raise UsageError(f"{where}: augmentation.newcomers forgets speakers; it needs normalization.kind = 'running'")
     if training.schedule == "cosine" and training.warmup_epochs >= training.epochs:
         raise UsageError(
             f"{where}: training.warmup_epochs = {training.warmup_epochs}: must be less than training.epochs, "

@@ -102,7 +102,7 @@ def _summary(result: Export) -> dict[str, Any]:
         "licence": artifact.licence,
         "card": str(card_path(result.path)),
         "temperature": artifact.temperature,
-        "evaluated": "test" in artifact.metrics,
+        "evaluated": bool(artifact.metrics),
         "parity": asdict(result.parity),
     }
 

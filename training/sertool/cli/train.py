@@ -78,10 +78,25 @@ def train(
             "training": {"start": _of_fold(chosen.training.start, number)},
         }
         _train(_updated(chosen, update), run, allow_seen)
-    typer.echo(f"{folder}: trained; now run: sertool evaluate {folder}")
+    typer.echo(f"{folder}: trained; now run: {_next_command(chosen, folder)}")
 
 
-FINE_TUNING = ("training.epochs=5", "training.learning_rate=1e-4", "training.decay=0.5", "training.decay_epochs=1")
+def _next_command(recipe: Recipe, folder: Path) -> str:
+    from sertool.corpora.splits import RELEASE, load_split
+
+    if load_split(recipe.data.split).protocol == RELEASE:
+        return f"sertool export {folder} --folds RUNS -o FILE"
+    return f"sertool evaluate {folder}"
+
+
+FINE_TUNING = (
+    "training.epochs=5",
+    "training.learning_rate=1e-4",
+    "training.schedule=steps",
+    "training.warmup_epochs=0.0",
+    "training.decay=0.5",
+    "training.decay_epochs=1",
+)
 """What replaces a run's own schedule where it is trained further: its large steps would undo what it has learnt."""
 
 

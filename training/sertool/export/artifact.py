@@ -111,6 +111,8 @@ def export_run(
     output = Path(output)
     _check_request(run, output, file_format, precision, form, force or folds is not None)
     vouching = None if folds is None else vouch(run, folds)
+    if vouching and vouching.form != form:
+        raise UsageError(f"{folds}: its folds were heard as a {vouching.form}; they vouch for --form {vouching.form}")
     calibration, verification = _choose(run, calibration_clips if precision == "int8" else 0)
     validation, uncalibrated = validation_clips(run)
     provenance = _provenance(run, calibration)

@@ -69,7 +69,7 @@ def model_card(artifact: Artifact, proven: dict[str, Any] | None = None) -> str:
         "Training data": _data(provenance),
         "Results on speakers it never heard": _results(artifact),
         "Neutral speech": _alarms(provenance["export"].get("alarms")),
-        "Calibration": _calibration(provenance["export"]["temperature"]),
+        "Calibration": _calibration(provenance["export"]["temperature"], "vouched_by" in provenance["export"]),
         "Agreement of this file with the trained network": _parity(provenance["export"]["parity"], proven),
         "Teacher": _teacher(provenance.get("teacher")),
         "Recipe": ["```json", json.dumps(provenance.get("recipe"), indent=2, ensure_ascii=False), "```"],
@@ -90,7 +90,12 @@ def _identity(artifact: Artifact) -> list[str]:
         "network": f"{artifact.network}, {artifact.precision}, as a {artifact.form}",
         "parameters": f"{artifact.parameters:,}",
         "multiply-adds a window": f"{artifact.macs:,}",
-        "window": f"{artifact.window_seconds:.3f} s; shorter clips are repeated, longer ones cut",
+        "window": f"{artifact.window_seconds:.3f} s; "
+        + (
+            "what is shorter is heard once"
+            if artifact.form == "stream"
+            else "shorter clips are repeated, longer ones cut"
+        ),
         "input": f"{front_end.sample_rate} Hz mono, {front_end.mel_bands} mel bands {front_end.min_hz:g} to "
         f"{front_end.max_hz:g} Hz, frame {front_end.window}, hop {front_end.hop} samples",
         "thresholds of `uncertain`": thresholds or "none",
@@ -122,16 +127,17 @@ def _results(artifact: Artifact) -> list[str]:
     if folds := artifact.provenance["export"].get("vouched_by"):
         lines = [
             "This file's network was trained on all speakers, so nobody is left to test it. What follows are the "
-            f"pooled results of {folds['folds']} networks of the same recipe (seed {folds['seed']}), each trained "
+            f"pooled results of {folds['folds']} networks of the same recipe (seed "
+            f"{', '.join(map(str, folds['seeds']))}), each trained "
             f"without the speakers it was tested on: split `{folds['split_hash']}` ({folds['protocol']}).",
             "",
         ]
     for part, entry in artifact.metrics.items():
-        lines += [*_result(part, entry), ""]
+        lines += [*_result(part, entry, "The folds' networks" if folds else "The trained network"), ""]
     return lines[:-1]
 
 
-def _result(part: str, test: dict[str, Any]) -> list[str]:
+def _result(part: str, test: dict[str, Any], who: str) -> list[str]:
     recalls, between = test["recall"], test.get("recall_interval", {})
     genders, of_gender = test["genders"], test.get("gender_interval", {})
     rows = [("UAR", _percent(test["uar"]), _interval(test["uar_interval"]))]
@@ -144,7 +150,7 @@ def _result(part: str, test: dict[str, Any]) -> list[str]:
     if part.endswith("in-turn"):
         heard += ", each speaker's one after the other in random order, with statistics that run on"
     return [
-        f"The trained network in float, {test['items']} clips of {test['speakers']} speakers, {heard}. "
+        f"{who} in float, {test['items']} clips of {test['speakers']} speakers, {heard}. "
         "The interval is that of other speakers (bootstrap over speakers); with fewer than ten it is rough.",
         "",
         *_table(("", "value", "95 % interval"), rows),
@@ -157,31 +163,33 @@ def _alarms(found: dict[str, Any] | None) -> list[str]:
     minutes = 60 * found["neutral_hours"]
     kept = ", ".join(f"{label} {_percent(share)}" for label, share in found["recall"].items())
     return [
-        f"An emotion is named from a probability of {found['threshold']:.2f} on. In {minutes:.1f} minutes of neutral "
-        f"speech ({found['neutral_clips']} clips of unknown speakers, who also decided the threshold), "
-        f"{found['false_alarms']} passed for an emotion. Recall that is left: {kept}.",
+        f"An emotion is named from a probability of {found['threshold']:.2f} on. Of {found['neutral_clips']} clips of "
+        f"neutral speech of speakers unknown to the folds ({minutes:.1f} minutes), each answered once as a whole, "
+        f"{found['false_alarms']} passed for an emotion; the same clips decided the threshold. While listening, "
+        f"shorter stretches are answered too, and more may pass. Recall that is left: {kept}.",
     ]
 
 
-def _calibration(found: dict[str, Any]) -> list[str]:
+def _calibration(found: dict[str, Any], vouched: bool) -> list[str]:
     temperature = found["temperature"]
+    listeners = "speakers unknown to the folds" if vouched else "validation speakers"
+    who = "the folds' networks" if vouched else "the trained network"
     how = (
         f"Not calibrated (temperature 1): {found['reason']}."
         if found["reason"]
         else f"Probabilities are softmax(logits / {temperature:.4f}); no other temperature gives a smaller negative "
-        "log-likelihood (NLL) on the validation speakers."
+        f"log-likelihood (NLL) on the {listeners}."
     )
     rows = []
-    for part in ("validation", "test"):
+    for part in ("validation",) if vouched else ("validation", "test"):
+        name = listeners if part == "validation" else "test speakers"
         if measured := found[part]:
             cells = [[_percent(share) for share in measured["ece"]], [f"{nats:.3f}" for nats in measured["nll"]]]
-            rows.append(
-                (f"{measured['clips']} clips of {part} speakers", *(" to ".join(dict.fromkeys(c)) for c in cells))
-            )
+            rows.append((f"{measured['clips']} clips of {name}", *(" to ".join(dict.fromkeys(c)) for c in cells)))
         else:
-            rows.append((f"{part} speakers", NOT_MEASURED, NOT_MEASURED))
+            rows.append((name, NOT_MEASURED, NOT_MEASURED))
     return [
-        f"{how} Before and after it, the trained network in float; ECE with 10 bins of equal width, NLL in nats:",
+        f"{how} Before and after it, {who} in float; ECE with 10 bins of equal width, NLL in nats:",
         "",
         *_table(("on", "ECE", "NLL"), rows),
     ]

@@ -6,6 +6,7 @@ network does with unknown speakers; they are also what its temperature and its t
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 from edge_runtime.artifact import Artifact
 from edge_runtime.errors import UsageError
 from sertool.corpora.manifest import Clip
-from sertool.evaluate import IN_TURN, Predictions, predictions_path
+from sertool.evaluate import IN_TURN, Predictions, pool, predictions_path, summarize
 from sertool.export.calibrate import Calibration, best_temperature, measure, sharpened
 from sertool.metrics import IntArray
-from sertool.run import Run, load_folds, read_metrics, without_speakers
+from sertool.run import Run, load_folds, without_speakers
 
 FALSE_ALARMS_PER_HOUR = 6.0
 """Of neutral speech: how often it may pass for an emotion."""
@@ -43,6 +44,11 @@ class Vouching:
     predictions: Predictions
     description: dict[str, Any]
 
+    @property
+    def form(self) -> str:
+        """How the folds heard: as a ``window`` or a ``stream``."""
+        return "stream" if self.predictions.streamed else "window"
+
 
 def vouch(run: Run, folder: str | Path) -> Vouching:
     """Let the folds below a folder vouch for a run.
@@ -54,23 +60,34 @@ def vouch(run: Run, folder: str | Path) -> Vouching:
     folds = load_folds(folder)
     _refuse_other_recipe(run, folds)
     part = f"test{IN_TURN}" if run.normalization.runs else "test"
-    metrics = read_metrics(folder)
-    entry = metrics.get(part)
-    if entry is None or entry.get("folds_of") != len(entry.get("folds", [])):
+    numbers = [fold.recipe.data.fold for fold in folds]
+    if sorted(numbers) != list(range(1, len(folds[0].split.folds) + 1)):
+        raise UsageError(f"{folder}: lacks folds of its split; train the others: sertool train --fold all")
+    if any(part not in fold.metrics for fold in folds):
         turns = " --in-turn" if run.normalization.runs else ""
         raise UsageError(f"{folder}: not evaluated on every fold; run: sertool evaluate {folder}{turns}")
-    predictions = Predictions.load(predictions_path(folder, part))
+    predictions = _pooled(folds, part)
     if set(predictions.keys) != set(run.trained) or predictions.labels != run.labels:
         raise UsageError(f"{folder}: its folds test other clips or labels than {run.path} was trained on")
     description = {
         "folds": len(folds),
         "protocol": folds[0].split.protocol,
         "split_hash": folds[0].split_hash,
-        "seed": folds[0].recipe.training.seed,
+        "seeds": sorted({fold.recipe.training.seed for fold in folds}),
         "heard": part,
     }
-    known = {name: metrics[name] for name in ("test", part) if name in metrics}
-    return Vouching(known, predictions, description)
+    # Of the folds' own items, which vanish with them, not of the pooled ones above them.
+    metrics = {
+        name: summarize(_pooled(folds, name)) | {"split_hash": folds[0].split_hash}
+        for name in dict.fromkeys(("test", part))
+        if all(name in fold.metrics for fold in folds)
+    }
+    return Vouching(metrics, predictions, description)
+
+
+def _pooled(folds: list[Run], part: str) -> Predictions:
+    streamed = folds[0].recipe.network.time_padding == "causal"
+    return replace(pool([Predictions.load(predictions_path(fold.path, part)) for fold in folds]), streamed=streamed)
 
 
 def _refuse_other_recipe(run: Run, folds: list[Run]) -> None:
@@ -91,13 +108,14 @@ def _comparable(run: Run) -> dict[str, dict[str, Any]]:
         ("data", "manifest"),
         ("data", "split"),
         ("data", "fold"),
-        ("neighbours", "graph"),
-        ("training", "start"),
         ("training", "seed"),
         ("training", "threads"),
         ("training", "device"),
     ):
         del recipe[section][key]
+    # Which graph or run differs from fold to fold; that there is one does not.
+    for section, key in (("neighbours", "graph"), ("training", "start")):
+        recipe[section][key] = bool(recipe[section][key])
     return recipe
 
 
@@ -158,10 +176,12 @@ def fit_threshold(vouching: Vouching, temperature: float, clips: list[Clip]) -> 
     allowed = int(FALSE_ALARMS_PER_HOUR * hours)
     highest = np.sort(alarms)[::-1]
     # Just above the first alarm that is one too many.
-    threshold = 0.0 if len(highest) <= allowed else (np.floor(highest[allowed] * ROUNDED_UP) + 1) / ROUNDED_UP
+    threshold = 0.0
+    if len(highest) > allowed:
+        threshold = min((math.floor(float(highest[allowed]) * ROUNDED_UP) + 1) / ROUNDED_UP, 1.0)
     named = np.where(probabilities.max(axis=1) >= threshold, answered, -1)
     return Alarms(
-        float(min(threshold, 1.0)),
+        threshold,
         len(seconds),
         hours,
         int(((named >= 0) & (named != neutral))[predictions.truth == neutral].sum()),
