@@ -256,7 +256,8 @@ class Listener:
                 self._give(self._answer(self._lose if isinstance(heard, Loss) else self._hear, heard))
                 self._busy_since = None
         except SerError:
-            self._give(self._answer(self._session.finish))
+            if self._session.position:  # else nothing was heard, and that is not silence
+                self._give(self._answer(self._session.finish))
             raise
         self._give(self._answer(self._session.finish))
 

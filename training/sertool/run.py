@@ -459,7 +459,7 @@ class RunTeacher:
         window = log_mel(tile_or_cut(samples, student.window_samples), student.front_end)
         with torch.inference_mode():
             frames = torch.from_numpy(student.normalization.apply(window))
-            embedding: FloatArray = self._network.head.embed(self._network.pool(frames[None, None]))[0].numpy()
+            embedding: FloatArray = self._network.embed(frames[None, None])[0].numpy()
         return embedding
 
 

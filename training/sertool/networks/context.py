@@ -155,6 +155,10 @@ class Student(nn.Module):
         counts = torch.arange(features.shape[2], device=features.device) < count
         return (features * counts[:, None]).sum(2) / count
 
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """Return the ``fc1`` embeddings (B, 256) of windows (B, 1, T, mel_bands)."""
+        return self.head.embed(self.pool(log_mel))
+
     def forward(self, log_mel: Tensor) -> Tensor:
         """Return the logits (B, classes) of windows (B, 1, T, mel_bands)."""
         logits: Tensor = self.head(self.pool(log_mel))
