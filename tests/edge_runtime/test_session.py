@@ -561,6 +561,7 @@ class Named(Listening):
     def __init__(self, name: str, label: int, window: float = 2.0, labels: tuple[str, ...] | None = None) -> None:
         super().__init__(window)
         self.path = Path(name)
+        self.name = self.path.name
         self._label = label
         if labels:
             self.artifact = replace(self.artifact, labels=labels)

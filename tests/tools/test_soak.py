@@ -40,7 +40,7 @@ def test_minutes_leave_no_object_behind(recognizer: Recognizer) -> None:
     # The resident memory is that of this whole process, which other tests fill.
     assert [line for line in result.wrong if not line.startswith("memory grew")] == []
     assert result.events["end"] == 39
-    assert after < 100_000
+    assert after < 500_000  # the audio itself is 16 MB; libraries fill caches of their own
     assert most < 5_000_000  # the sound itself, and what a window needs
 
 
