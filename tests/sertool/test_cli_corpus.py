@@ -296,3 +296,52 @@ def test_the_installed_command_fails_with_one_line_and_no_traceback(tmp_path):
     assert (
         finished.stderr == f"sertool: {tmp_path / 'absent.csv'}: no such manifest; make one with: sertool corpus make\n"
     )
+
+
+@pytest.fixture
+def two_corpora(sertool, tmp_path) -> list[Path]:
+    """Two corpora that name their speakers alike, and one emotion differently."""
+    manifests = []
+    for corpus, joy in (("one", "happy"), ("two", "joy")):
+        for number, label in enumerate((joy, "fear")):
+            path = tmp_path / corpus / "03" / label / f"{number}.wav"
+            path.parent.mkdir(parents=True)
+            soundfile.write(path, np.full(8000, 0.1), 16000)
+        manifests.append(tmp_path / f"{corpus}.csv")
+        sertool("corpus", "make", "folder", "--root", tmp_path / corpus, "--relative", "-o", manifests[-1])
+    return manifests
+
+
+def test_joined_corpora_keep_their_speakers_and_files_apart(sertool, two_corpora, tmp_path):
+    output = tmp_path / "elsewhere" / "both.csv"
+    output.parent.mkdir()
+    code, out, err = sertool("corpus", "join", *two_corpora, "--rename", "happy=joy", "--relative", "-o", output)
+    assert (code, err) == (0, "")
+    assert "4 clips, 2 speakers, 2 labels: fear 2, joy 2" in out
+    clips = load_manifest(output).clips
+    assert {(clip.speaker, clip.label, clip.path.resolve().parts[-4]) for clip in clips} == {
+        (f"{corpus}/03", label, corpus) for corpus in ("one", "two") for label in ("fear", "joy")
+    }
+    assert all(clip.path.is_file() for clip in clips)
+
+
+def test_labels_that_only_some_of_the_joined_corpora_have_are_told(sertool, two_corpora, tmp_path):
+    code, _, err = sertool("corpus", "join", *two_corpora, "-o", tmp_path / "both.csv")
+    assert (code, err) == (0, "note: 'happy' only in one\nnote: 'joy' only in two\n")
+
+
+def test_a_join_that_would_mix_up_speakers_or_count_clips_twice_is_refused(sertool, two_corpora, tmp_path):
+    one, two = two_corpora
+    namesake, copy = tmp_path / "one" / "two.csv", tmp_path / "copy.csv"
+    namesake.write_text(f"file,speaker,label\n{tmp_path / 'two' / '03' / 'joy' / '0.wav'},03,joy\n")
+    copy.write_text(one.read_text())
+    for arguments, message in (
+        ([one], "one manifest alone; give two or more"),
+        ([one, one], "one.csv is called one too"),
+        ([two, namesake], "two.csv is called two too"),
+        ([one, copy], "is a clip of one/03 already; join it once"),
+        ([one, two, "--drop", "calm"], "no clip has the label 'calm'"),
+        ([one, two, "-o", tmp_path / "both.txt"], "give a name that ends in .csv"),
+    ):
+        code, _, err = sertool("corpus", "join", *arguments)
+        assert_one_line(code, 2, err, message)

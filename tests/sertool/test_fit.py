@@ -484,10 +484,28 @@ def test_a_run_that_cannot_be_gone_on_from(
     assert_refused(tones.recipe(**({"training__start": str(whole["bank"])} | values)), tmp_path / "run", message)
 
 
-def test_a_run_on_other_labels_is_not_gone_on_from(own_tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_transfer_to_other_labels_those_of_shared_ones_included(
+    own_tones: Any, whole: dict[str, Path], tmp_path: Path
+) -> None:
     own_tones.manifest.write_text(own_tones.manifest.read_text().replace(",joy,", ",fear,"))
-    recipe = own_tones.recipe(training__start=str(whole["bank"]))
-    assert_refused(recipe, tmp_path / "run", "bank: its labels are anger, joy, sadness, but the clips here are")
+    # A learning rate that changes nothing shows what training begins with.
+    start = {"training__start": str(whole["bank"]), "training__epochs": 1, "training__learning_rate": 1e-12}
+    fit(own_tones.recipe(**start), tmp_path / "run")
+    assert load_run(tmp_path / "run").labels == ("anger", "fear", "sadness")
+    before, after = weights(whole["bank"]), weights(tmp_path / "run")
+    for name in (name for name in before if "running" not in name and "num_batches" not in name):
+        shared = [0, 2] if name.startswith("head.fc2.") else slice(None)
+        torch.testing.assert_close(after[name][shared], before[name][shared], rtol=0, atol=1e-9)
+    # Joy was the second label: fear must not begin as joy.
+    assert (after["head.fc2.weight"][1] - before["head.fc2.weight"][1]).abs().max() > 1e-3
+
+
+def test_rounding_is_trained_on_the_labels_of_the_run(own_tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+    own_tones.manifest.write_text(own_tones.manifest.read_text().replace(",joy,", ",fear,"))
+    recipe = own_tones.recipe(training__start=str(whole["bank"]), training__quantization_aware=True)
+    assert_refused(
+        recipe, tmp_path / "run", "bank: its labels are anger, joy, sadness, but the clips here are .* --qat$"
+    )
 
 
 def test_a_run_does_not_go_on_from_weights_that_changed(tones: Any, whole: dict[str, Path], tmp_path: Path) -> None:

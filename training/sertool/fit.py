@@ -146,7 +146,7 @@ def fit(
     device = choose_device(training.device)
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    network = _network(recipe, len(labels), start, device)
+    network = _network(recipe, labels, start, device)
     # Weights belong to the normalisation that they were trained with.
     earlier = start.run.normalization if start else None
     inputs, normalization = training_inputs(recipe, manifest, rows, network, earlier, device, on_features)
@@ -348,11 +348,11 @@ def _companions(batch: Tensor, neighbours: Tensor, mode: str) -> Tensor:
     return unique[~torch.isin(unique, batch)]
 
 
-def _network(recipe: Recipe, classes: int, start: Start | None, device: torch.device) -> Student:
+def _network(recipe: Recipe, labels: Sequence[str], start: Start | None, device: torch.device) -> Student:
     torch.manual_seed(recipe.training.seed)
-    network = build_network(recipe.network.name, classes, recipe.network.time_padding, recipe.network.width)
+    network = build_network(recipe.network.name, len(labels), recipe.network.time_padding, recipe.network.width)
     if start:
-        network.load_state_dict(start.run.network().state_dict())
+        network.load_state_dict(start.weights(network, labels))
     # Gradients come in evaluation mode too; the statistics of a batch are not what the file will have.
     network.train(not recipe.training.quantization_aware)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -372,6 +372,16 @@ class Start:
     sha256: str
     seen: tuple[str, ...]
 
+    def weights(self, fresh: Student, labels: Sequence[str]) -> dict[str, Tensor]:
+        """Return what a network of these labels begins with: of a label that the run does not know, fresh weights."""
+        weights, known = self.run.network().state_dict(), self.run.labels
+        for name in ("head.fc2.weight", "head.fc2.bias"):
+            rows = zip(labels, fresh.state_dict()[name], strict=True)
+            weights[name] = torch.stack(
+                [weights[name][known.index(label)] if label in known else row for label, row in rows]
+            )
+        return weights
+
     def to_dict(self) -> dict[str, Any]:
         """Return what the new run keeps of it."""
         return {
@@ -384,7 +394,7 @@ class Start:
 def _start(
     recipe: Recipe, folder: Path, labels: tuple[str, ...], manifest: Manifest, fold: Fold, allow_seen: bool
 ) -> Start:
-    """Open the run to go on from; refuse one of another network or other labels, or that heard who is tested here."""
+    """Open the run to go on from; refuse one of another network, or that heard who is tested here."""
     run = load_run(recipe.training.start)
     decisive = [("network", "name"), ("network", "width"), ("normalization", "kind")]
     if recipe.normalization.kind == "running":
@@ -394,10 +404,10 @@ def _start(
         if wanted != found:
             name = f"{section}.{key}"
             raise UsageError(f"{run.path}: its {name} is {found!r}, not {wanted!r}; set {name}={found}")
-    if run.labels != labels:
+    if run.labels != labels and recipe.training.quantization_aware:
         raise UsageError(
             f"{run.path}: its labels are {', '.join(run.labels)}, but the clips here are labelled {', '.join(labels)}; "
-            "map the labels onto each other with: sertool corpus make"
+            "train on these labels first, and then with --qat"
         )
     held_out = _speakers(fold, [part for part in PARTS if part not in recipe.data.parts])
     tested = describe_clips([manifest.clips[row] for row in manifest.indices(held_out)])

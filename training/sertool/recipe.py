@@ -45,7 +45,9 @@ class Data(Section):
         strict=False,  # TOML knows lists, not tuples
         description='parts trained on: ["train"], or ["train", "validation"] before a final test',
     )
-    corpus: str = Field("", description="name of the corpus, for the model's papers; see: sertool corpus list")
+    corpus: str = Field(
+        "", description="name of the corpus, or names with commas, for the model's papers; see: sertool corpus list"
+    )
     licence: str = Field("", description="licence that the corpus puts on the weights; empty: that of the named corpus")
     clips: Literal["tiled", "once"] = Field(
         "tiled",
@@ -58,6 +60,11 @@ class Data(Section):
         le=LONGEST_WINDOW_SAMPLES,
         description="clips are repeated or cut to this length at 16 kHz; 95744 = 373 frames",
     )
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the corpora; one empty name where none is given."""
+        return [name.strip() for name in self.corpus.split(",")]
 
 
 class Normalizing(Section):

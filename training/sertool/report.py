@@ -317,7 +317,7 @@ def _mistakes(predictions: Predictions) -> list[dict[str, Any]]:
 
 def _facts(run: Run) -> dict[str, str]:
     data = run.recipe.data
-    known = CORPORA[data.corpus].licence if data.corpus in CORPORA else "not stated"
+    known = "; ".join(CORPORA[name].licence if name in CORPORA else "not stated" for name in data.corpora)
     network = run.network()
     frames = run.front_end.frames(run.window_samples)
     seconds = run.window_samples / run.front_end.sample_rate

@@ -284,7 +284,7 @@ class Run:
         recipe["neighbours"]["graph"] = Path(self.recipe.neighbours.graph).name
         recipe["training"]["start"] = Path(self.recipe.training.start).name
         teacher = _read_json(self.path / "graph.json")["teacher"] if self.recipe.neighbours.graph else None
-        corpora = [{"name": self.recipe.data.corpus, "licence": self.recipe.data.licence}]
+        corpora = [{"name": name, "licence": self.recipe.data.licence} for name in self.recipe.data.corpora]
         earlier = self.start["provenance"] | {"sha256": self.start["sha256"]} if self.start else None
         return {
             "corpora": corpora + [corpus for corpus in (earlier or {}).get("corpora", ()) if corpus not in corpora],
@@ -448,7 +448,7 @@ class RunTeacher:
             "name": self.name,
             "kind": "run",
             "network": run.recipe.network.name,
-            "corpora": [run.recipe.data.corpus],
+            "corpora": run.recipe.data.corpora,
             "speakers": list(run.fold.train),
             "split_hash": run.split_hash,
         }

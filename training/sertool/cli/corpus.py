@@ -125,10 +125,8 @@ def make(
       sertool corpus make synthetic --root synthetic/en -o synthetic-en.csv
     """
     from sertool.corpora.adapters import relabelled
-    from sertool.corpora.manifest import Manifest
 
-    if output.suffix != ".csv":
-        raise UsageError(f"{output}: a manifest is written as CSV; give a name that ends in .csv")
+    _refuse_other_suffix(output)
     renames = _renames(rename or [])
     options = {
         "--language": language,
@@ -145,7 +143,49 @@ def make(
         "--all-labels": all_labels or None,
     }
     given = {option: value for option, value in options.items() if value is not None}
-    clips = relabelled(_clips(name, root, given), renames, drop or [])
+    _save(relabelled(_clips(name, root, given), renames, drop or []), output, relative)
+
+
+@app.command()
+def join(
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Two or more manifests.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write.")] = Path("joined.csv"),
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Rename a label; may be repeated.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Leave a label out; may be repeated.")] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Write files relative to the manifest, not absolute.")
+    ] = False,
+) -> None:
+    """Join corpora into one manifest, their speakers told apart: to pretrain on, or for one model of many languages.
+
+    Labels are joined by name; --rename makes those of one meaning one.
+
+    Example: sertool corpus join ravdess.csv nemo.csv ased.csv --rename surprised=surprise -o sources.csv
+    """
+    from sertool.corpora.adapters import relabelled
+    from sertool.corpora.join import joined, partial_labels
+    from sertool.corpora.manifest import load_manifest
+
+    _refuse_other_suffix(output)
+    if len(manifests) < 2:
+        raise UsageError(f"{manifests[0]}: one manifest alone; give two or more to join")
+    every = joined([load_manifest(path) for path in manifests])
+    clips = relabelled(every, _renames(rename or []), drop or [])
+    _save(clips, output, relative)
+    for label, names in partial_labels(clips).items():
+        typer.echo(f"note: {label!r} only in {', '.join(names)}", err=True)
+
+
+def _refuse_other_suffix(output: Path) -> None:
+    if output.suffix != ".csv":
+        raise UsageError(f"{output}: a manifest is written as CSV; give a name that ends in .csv")
+
+
+def _save(clips: list[Clip], output: Path, relative: bool) -> None:
+    from sertool.corpora.manifest import Manifest
+
     if relative:
         folder = output.parent.resolve()
         clips = [replace(clip, file=os.path.relpath(clip.path, folder)) for clip in clips]
