@@ -199,6 +199,7 @@ class Artifact:
                 type(frames) is int and 0 <= frames <= LARGEST_SIZE
                 for frames in (self.normalization.prior_frames, self.normalization.memory_frames)
             ),
+            "normalization.personal": isinstance(self.normalization.personal, bool),
             "temperature": 0 < self.temperature < math.inf,
             "thresholds": all(0 <= value <= 1 for value in self.thresholds.values()),
             "form": self.form in FORMS,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 import threading
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import __version__
@@ -18,7 +19,7 @@ from edge_runtime.options import add_settings_options, settings_from
 from edge_runtime.sinks.options import add_sink_options, open_sinks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edge_runtime.artifact import Artifact
     from edge_runtime.listener import Listener
@@ -40,6 +41,7 @@ examples:
   ser-edge listen model.onnx --settings settings.toml
   ser-edge listen model.onnx --output events.jsonl --mqtt broker.local --mqtt-discovery
   ser-edge listen model.onnx --web 8765
+  ser-edge calibrate model.onnx --device USB
   ser-edge bench model.onnx
   ser-edge doctor model.onnx --device USB
   arecord -q -t raw -f S16_LE -r 16000 | ser-edge listen model.onnx -
@@ -49,6 +51,13 @@ HUNG_S = 10.0
 """Time that a block of audio may take before the service manager is no longer told that we are alive."""
 
 MODEL_HELP = "model file, or the name of an installed model (default: the only one installed)"
+
+CHANNEL_HELP = "which of its channels, from 1 (default: their mean)"
+
+NO_CALIBRATION_HELP = "take the model's own constants, though 'ser-edge calibrate' has measured others"
+
+MUCH_CLIPPED = 0.001
+"""Share of the samples at full scale from which a calibration is that of a microphone turned up too far."""
 
 LONG_RECORDING_S = 60.0
 """From this length on, progress is shown: shorter ones take a second or two."""
@@ -132,7 +141,16 @@ def _parser() -> argparse.ArgumentParser:
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
     file.add_argument("model", metavar="MODEL", help="model file, or the name of an installed model")
     file.add_argument("audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed")
+    file.add_argument("--no-calibration", action="store_true", help=NO_CALIBRATION_HELP)
     add_settings_options(file)
+
+    calibrate = command(
+        "calibrate",
+        _calibrate,
+        "measure a person's ordinary speech at this microphone, for a model that was trained for it",
+        "ser-edge calibrate model.onnx --device USB",
+    )
+    _add_calibrate_options(calibrate)
 
     command("devices", _devices, "list the microphones", "ser-edge devices --json")
 
@@ -151,36 +169,64 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--no-microphone", action="store_true", help="for applications that push their own audio")
 
     listen = command("listen", _listen, "answer live until interrupted", "ser-edge listen model.onnx --device USB")
-    listen.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    listen.add_argument(
+    _add_listen_options(listen)
+    return parser
+
+
+def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    parser.add_argument(
+        "audio",
+        metavar="AUDIO",
+        nargs="*",
+        help="instead of a microphone: recordings of the person, made with it",
+    )
+    parser.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
+    parser.add_argument("--channel", metavar="N", type=int, help="which of its channels, from 1 (default: their mean)")
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, help="of speech to measure (default 30; of recordings, all)"
+    )
+    parser.add_argument(
+        "--patience", metavar="S", type=float, default=300.0, help="give up after so long at a microphone (default 300)"
+    )
+    parser.add_argument(
+        "--output", "-o", metavar="FILE", help="where to write it (default: where 'listen' looks for it)"
+    )
+    add_settings_options(parser)
+
+
+def _add_listen_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    parser.add_argument(
         "--and", metavar="FILE", dest="others", action="append", default=[], help="another model; may be given again"
     )
-    listen.add_argument(
+    parser.add_argument(
         "audio",
         metavar="AUDIO",
         nargs="?",
         help="instead of a microphone: a recording, at the pace of its time, or - for raw samples on standard input",
     )
-    listen.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
-    listen.add_argument("--channel", metavar="N", type=int, help="which of its channels, from 1 (default: their mean)")
-    listen.add_argument("--fast", action="store_true", help="take AUDIO as fast as possible, and leave out no score")
-    listen.add_argument("--rate", metavar="HZ", type=int, help="of standard input (default 16000)")
-    listen.add_argument("--channels", metavar="N", type=int, help="of standard input (default 1)")
-    listen.add_argument(
+    parser.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
+    parser.add_argument("--channel", metavar="N", type=int, help=CHANNEL_HELP)
+    parser.add_argument("--fast", action="store_true", help="take AUDIO as fast as possible, and leave out no score")
+    parser.add_argument("--rate", metavar="HZ", type=int, help="of standard input (default 16000)")
+    parser.add_argument("--channels", metavar="N", type=int, help="of standard input (default 1)")
+    parser.add_argument(
         "--format", metavar="F", help="of standard input: u8, s16le, s24le, s32le or f32le (default s16le)"
     )
-    listen.add_argument("--exit-on-loss", action="store_true", help="end when the source is lost; do not wait for it")
-    listen.add_argument("--stall", metavar="S", type=float, help="seconds without a sample that are a loss (default 5)")
-    listen.add_argument(
+    parser.add_argument("--exit-on-loss", action="store_true", help="end when the source is lost; do not wait for it")
+    parser.add_argument("--stall", metavar="S", type=float, help="seconds without a sample that are a loss (default 5)")
+    parser.add_argument(
         "--digital-silence", metavar="S", type=float, help="seconds of exact zeros that are a loss (default 10)"
     )
-    listen.add_argument("--retry", metavar="S", type=float, help="longest wait between attempts to reopen (default 30)")
-    listen.add_argument(
+    parser.add_argument("--retry", metavar="S", type=float, help="longest wait between attempts to reopen (default 30)")
+    parser.add_argument(
         "--buffer", metavar="S", type=float, help="captured audio that may wait for inference, seconds (default 10)"
     )
-    add_settings_options(listen)
-    add_sink_options(listen)
-    views = listen.add_argument_group("watching")
+    parser.add_argument("--no-calibration", action="store_true", help=NO_CALIBRATION_HELP)
+    add_settings_options(parser)
+    add_sink_options(parser)
+    views = parser.add_argument_group("watching")
     views.add_argument(
         "--plain", action="store_true", help="on a terminal: a line for each event instead of the live view"
     )
@@ -189,7 +235,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[HOST:]PORT",
         help="show the live view as a page, to this machine alone or, with HOST, to whoever has the token",
     )
-    return parser
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -227,6 +272,7 @@ def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
         "front-end": f"{front_end.mel_bands} mel bands {front_end.min_hz:g} to {front_end.max_hz:g} Hz, "
         f"frame {front_end.window}, hop {front_end.hop}, {front_end.sample_rate} Hz",
         "temperature": f"{artifact.temperature:.3f}",
+        "calibration": _calibration_of(artifact),
         "thresholds": ", ".join(f"{k} {v:.2f}" for k, v in artifact.thresholds.items()) or "none",
         "licence": artifact.licence,
         "self-test": "passed",
@@ -234,6 +280,17 @@ def _describe(artifact: Artifact, path: str, size: int) -> list[str]:
     rows |= {f"on {part}": _result(found) for part, found in artifact.metrics.items()}
     rows |= _origin(artifact.provenance)
     return [f"{name:<12} {value}" for name, value in rows.items()]
+
+
+def _calibration_of(artifact: Artifact) -> str:
+    """Say what this installation knows of its speaker and its microphone."""
+    from edge_runtime.calibration import Calibration, default_path
+
+    if not artifact.normalization.personal:
+        return "not trained for it"
+    if not default_path().is_file():
+        return "none; make one with: ser-edge calibrate"
+    return f"{Calibration.load(default_path())} ({default_path()})"
 
 
 def _form(artifact: Artifact) -> str:
@@ -284,8 +341,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _file(arguments: argparse.Namespace) -> int:
     from edge_runtime.recognizer import Recognizer
 
-    settings = settings_from(arguments)
     recognizer = Recognizer(arguments.model)
+    settings = _calibrated(arguments, [recognizer])
     status = 0
     for path in arguments.audio:
         try:
@@ -327,7 +384,7 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
     seconds = session.position / artifact.front_end.sample_rate
     events += session.finish()
     if any(event.probability is not None for event in events):
-        whole = answer(recognizer.probabilities(clip), artifact, settings.threshold)
+        whole = answer(session.recognizer.probabilities(clip), artifact, settings.threshold)
     else:
         whole = {"label": events[-1].label, "probability": None, "probabilities": {}}
     return {"file": path, "seconds": seconds, **whole, "events": [event.to_dict() for event in events]}
@@ -338,6 +395,75 @@ def _show_progress(path: str, done: float, total: float | None) -> None:
     if total is not None and total >= LONG_RECORDING_S and sys.stderr.isatty():
         end = "\r\x1b[K" if done >= total else "\r"
         print(f"ser-edge: {path}: {min(done / total, 1.0):4.0%}", end=end, file=sys.stderr, flush=True)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from edge_runtime.calibrate import ENOUGH_S, LEAST_S, Calibrator
+    from edge_runtime.calibration import default_path
+    from edge_runtime.errors import AudioError, UsageError
+    from edge_runtime.microphone import Microphone
+    from edge_runtime.recognizer import Recognizer
+    from edge_runtime.recordings import AudioFile
+
+    if arguments.audio and arguments.device is not None:
+        raise UsageError(f"both a microphone {arguments.device!r} and {arguments.audio[0]!r} to listen to; choose one")
+    for name, value in {"seconds": arguments.seconds, "patience": arguments.patience}.items():
+        if value is not None and not LEAST_S <= value <= 3600:
+            raise UsageError(f"--{name} {value:g}; valid: {LEAST_S:g} to 3600")
+    settings = replace(settings_from(arguments), exit_on_loss=True)
+    recognizer = Recognizer(arguments.model)
+    rate = recognizer.artifact.front_end.sample_rate
+    calibrator = Calibrator(recognizer, settings)
+    sources: list[Source] = [AudioFile(path, rate, settings.channel) for path in arguments.audio]
+    enough = arguments.seconds or (math.inf if sources else ENOUGH_S)
+    patience = math.inf if sources else arguments.patience
+    for source in sources or [Microphone(settings, rate)]:
+        if source.live:
+            _complain(f"listening to {source.name}: talk or read aloud, calmly, as you usually do")
+        calibrator.hear(source, enough, patience, _show_speech)
+    name = ", ".join(arguments.audio) or source.name
+    if source.live and calibrator.seconds < enough:
+        raise AudioError(
+            f"{name}: {calibrator.seconds:.0f} s of speech in {patience:g} s, not {enough:g}; speak closer to it, see "
+            "what it hears with: ser-edge listen, or ask for less with --seconds"
+        )
+    found = calibrator.calibration(name)
+    path = Path(arguments.output) if arguments.output else default_path()
+    found.save(path)
+    if arguments.json:
+        print(json.dumps({"file": str(path), "clipped": calibrator.clipped, **asdict(found)}))
+    else:
+        print(f"{path}: {found}")
+    if calibrator.clipped > MUCH_CLIPPED:
+        _complain(f"{calibrator.clipped:.1%} of the speech is at full scale: turn {name} down and calibrate again")
+    return 0
+
+
+def _show_speech(seconds: float, enough: float) -> None:
+    """Say on a terminal how much speech was measured."""
+    if sys.stderr.isatty():
+        of = f" of {enough:.0f}" if math.isfinite(enough) else ""
+        end = "\r\x1b[K" if seconds >= enough else "\r"
+        print(f"ser-edge: {seconds:.0f}{of} s of speech", end=end, file=sys.stderr, flush=True)
+
+
+def _calibrated(arguments: argparse.Namespace, models: Sequence[Recognizer]) -> Settings:
+    """Return the settings, with the calibration of this installation where there is one for these models."""
+    from edge_runtime.calibration import default_path
+
+    settings = settings_from(arguments)
+    asked = settings.calibration is not None or arguments.no_calibration
+    if asked or not all(model.artifact.normalization.personal for model in models) or not default_path().is_file():
+        return settings
+    return replace(settings, calibration=default_path())
+
+
+def _calibration_note(settings: Settings) -> str:
+    from edge_runtime.calibration import Calibration
+
+    return f"calibrated on {Calibration.load(settings.calibration)}; " if settings.calibration else ""
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -402,8 +528,8 @@ def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.service import ServiceManager
     from edge_runtime.sinks import Fanout, LineSink
 
-    settings = settings_from(arguments)
     models = [Recognizer(path) for path in [arguments.model, *arguments.others]]
+    settings = _calibrated(arguments, models)
     source = _source(arguments, settings, models[0].artifact.front_end.sample_rate)
     ear = Listener(models if arguments.others else models[0], settings, source=source)
     lost_output: list[Exception] = []
@@ -428,12 +554,12 @@ def _listen(arguments: argparse.Namespace) -> int:
     )
     live = _is_watched(arguments)
     with ExitStack() as views, Fanout(say=say, patient=not ear.source.live) as fanout:
-        _answer_signals(ear, fanout, arguments, say)
+        _answer_signals(ear, fanout, arguments, lambda: _calibrated(arguments, models), say)
         if not live:
             fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
         for sink in open_sinks(arguments, say=say, health=health):
             fanout.add(sink)
-        note = "end with Ctrl-C"
+        note = f"{_calibration_note(settings)}end with Ctrl-C"
         if arguments.web is not None:
             from edge_runtime.web import LivePage
 
@@ -462,15 +588,21 @@ def _listen(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _answer_signals(ear: Listener, fanout: Fanout, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """End listening at Ctrl-C and SIGTERM; with a settings file, reread it at SIGHUP."""
+def _answer_signals(
+    ear: Listener,
+    fanout: Fanout,
+    arguments: argparse.Namespace,
+    settings: Callable[[], Settings],
+    say: Callable[[str], None],
+) -> None:
+    """End listening at Ctrl-C and SIGTERM; at SIGHUP, reread the settings file and the calibration."""
 
     def stop(*_: object) -> None:
         fanout.patient = False
         ear.stop()
 
     def reread(*_: object) -> None:
-        threading.Thread(target=_reread, args=(ear, arguments, say)).start()
+        threading.Thread(target=_reread, args=(ear, arguments, settings, say)).start()
 
     for interruption in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interruption, stop)
@@ -478,10 +610,12 @@ def _answer_signals(ear: Listener, fanout: Fanout, arguments: argparse.Namespace
         signal.signal(signal.SIGHUP, reread)
 
 
-def _reread(ear: Listener, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def _reread(
+    ear: Listener, arguments: argparse.Namespace, settings: Callable[[], Settings], say: Callable[[str], None]
+) -> None:
     """Take a changed settings file over; on a thread, because a signal may come in the middle of anything."""
     try:
-        ear.update(settings_from(arguments))
+        ear.update(settings())
     except SerError as error:
         say(f"{error}; listening goes on with the settings of before")
     else:

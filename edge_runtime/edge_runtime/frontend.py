@@ -263,6 +263,8 @@ class Normalization:
         prior_frames: how many frames heard the constants count for; 0 for constants that stay.
         memory_frames: frames after which older ones begin to count less, see :meth:`RunningNormalizer.forget`;
             0 for none.
+        personal: whether the network was also trained on frames normalised by the constants of their speaker's own calm
+            speech, so that constants measured on a device may stand in the place of these.
 
     Example:
         >>> Normalization((1.0,), (2.0,)).apply(np.array([[5.0]], np.float32))
@@ -275,6 +277,7 @@ class Normalization:
     std: tuple[float, ...]
     prior_frames: int = 0
     memory_frames: int = 0
+    personal: bool = False
 
     @property
     def runs(self) -> bool:

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from edge_runtime.settings import PER_LABEL, PerLabel, Settings
+from edge_runtime.settings import FILES, PER_LABEL, PerLabel, Settings
 
 PROBABILITY = "P|LABEL=P,..."
-TEXTS = ("mode", "vad")
+TEXTS = ("mode", *FILES)
 
 DECIDING = {
     "mode": ("M", "window: answers each hop; utterance: one for each speech segment, at its end"),
@@ -27,6 +27,7 @@ DECIDING = {
     "exit": (PROBABILITY, "end an emotion where a score falls below this (default: 0.15 below --enter)"),
     "min_duration": ("S", "shortest emotion that is mentioned, seconds"),
     "refractory": ("S", "seconds after an emotion in which the same does not begin again"),
+    "calibration": ("FILE", "of a person and a microphone (default: what 'ser-edge calibrate' wrote on this machine)"),
 }
 SEGMENTS = {
     "min_audio": ("S", "seconds of a speech segment before its first score"),

@@ -6,12 +6,14 @@ Every artifact answers clips; one that holds a stream also hears audio that goes
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 
 from edge_runtime.artifact import Artifact, check_golden
 from edge_runtime.backends import StreamBackend, open_backend
+from edge_runtime.calibration import Calibration
 from edge_runtime.errors import ArtifactError, UsageError
 from edge_runtime.frontend import FloatArray, LogMelStream, RunningNormalizer, as_samples, log_mel, tile_or_cut
 from edge_runtime.installed import RUNS_ON
@@ -48,6 +50,16 @@ class Recognizer:
     def name(self) -> str:
         """What tells it from other models: the file's name, or that of the package it is installed in."""
         return self.path.parent.name if self.path.name in RUNS_ON else self.path.name
+
+    def calibrated(self, calibration: Calibration) -> Recognizer:
+        """Return the same model with the constants of a person and a microphone in the place of its own.
+
+        Raises:
+            UsageError: the model was not trained for it, or hears another spectrogram.
+        """
+        personal = copy(self)
+        personal.artifact = calibration.applied_to(self.artifact, str(self.path))
+        return personal
 
     def logits(self, samples: object) -> FloatArray:
         """Return the logits of a clip.

@@ -12,6 +12,7 @@ from math import ceil, log10
 
 import numpy as np
 
+from edge_runtime.calibration import Calibration
 from edge_runtime.emotion import EmotionTracker
 from edge_runtime.errors import UsageError, nearest
 from edge_runtime.events import NO_SPEECH, UNCERTAIN, Event, Kind, SegmentAverage, answer
@@ -85,10 +86,11 @@ class Session:
         settings: the defaults when None.
 
     Raises:
-        UsageError: a setting by label names a label that the model lacks.
+        UsageError: a setting by label names a label that the model lacks, or ``calibration`` is none for this model.
         ArtifactError: ``vad`` is not Silero VAD.
 
     Attributes:
+        recognizer: scores the windows, calibrated where the settings say so.
         windows: scores taken so far.
         coalesced: scores left out so far because newer audio waited already; see :meth:`push`.
 
@@ -100,8 +102,9 @@ class Session:
     """
 
     def __init__(self, recognizer: Recognizer, settings: Settings | None = None) -> None:
-        self._recognizer = recognizer
         settings = settings or Settings()
+        self._model = recognizer
+        self.recognizer = self._calibrated(settings)
         self._rate = recognizer.artifact.front_end.sample_rate
         self._gate = Gate(settings.gate_margin, settings.gate_minimum)
         self._emotion = EmotionTracker(recognizer.artifact, settings)
@@ -116,9 +119,14 @@ class Session:
         self._configure(settings, self._voice_detector(settings))
         self._restart(0)
 
+    def _calibrated(self, settings: Settings) -> Recognizer:
+        if settings.calibration is None:
+            return self._model
+        return self._model.calibrated(Calibration.load(settings.calibration))
+
     def _voice_detector(self, settings: Settings) -> SileroVad | None:
         """Do all of taking settings over that can fail."""
-        check_labels(settings, self._recognizer.artifact.labels)
+        check_labels(settings, self.recognizer.artifact.labels)
         if settings.vad is None:
             return None
         if self._rate != SAMPLE_RATE:
@@ -126,8 +134,8 @@ class Session:
         return SileroVad(settings.vad, settings.vad_threshold)
 
     def _new_scoring(self, settings: Settings) -> WindowScoring | StreamScoring:
-        scoring = StreamScoring if self._recognizer.artifact.form == "stream" else WindowScoring
-        return scoring(self._recognizer, self._samples(settings.hop), self._samples(settings.min_audio))
+        scoring = StreamScoring if self.recognizer.artifact.form == "stream" else WindowScoring
+        return scoring(self.recognizer, self._samples(settings.hop), self._samples(settings.min_audio))
 
     def _configure(self, settings: Settings, vad: SileroVad | None) -> None:
         """Take settings over, while no segment is open."""
@@ -139,7 +147,7 @@ class Session:
         self._hangover = self._samples(settings.hangover)
         self._silence = self._samples(settings.silence)
         # A score may be taken up to a hangover late, when speech resumes after a pause, and a hop in a backlog.
-        kept = self._recognizer.artifact.window_samples + self._hangover + self._padding + self._hop
+        kept = self.recognizer.artifact.window_samples + self._hangover + self._padding + self._hop
         self._blocks = deque(self._blocks, ceil(kept / BLOCK) + 2)
 
     def _samples(self, seconds: float) -> int:
@@ -282,12 +290,15 @@ class Session:
         Raises:
             SerError: see :class:`Session`; the session is as before.
         """
-        if settings == self._settings:
+        recognizer = self._calibrated(settings)
+        learn_anew = recognizer.artifact.normalization != self.recognizer.artifact.normalization
+        if settings == self._settings and not learn_anew:
             return []
         vad = self._voice_detector(settings)
         events = [*self._end_segment(), *self._emotion.end()]
+        self.recognizer = recognizer
         self._gate.margin, self._gate.minimum = settings.gate_margin, settings.gate_minimum
-        if (settings.hop, settings.min_audio) != (self._settings.hop, self._settings.min_audio):
+        if learn_anew or (settings.hop, settings.min_audio) != (self._settings.hop, self._settings.min_audio):
             self._scoring = self._new_scoring(settings)  # which has to learn the speaker anew
         self._configure(settings, vad)
         return events
@@ -412,7 +423,7 @@ class Session:
         return [*events, self._segment_event("end", segment, end)]
 
     def _segment_event(self, kind: Kind, segment: _Segment, end: int) -> Event:
-        fields = answer(segment.average.probabilities, self._recognizer.artifact, self._settings.threshold)
+        fields = answer(segment.average.probabilities, self.recognizer.artifact, self._settings.threshold)
         return self._event(kind, segment.start, end, **fields)
 
     def _event(self, kind: Kind, start: int, end: int, **fields: object) -> Event:

@@ -25,6 +25,9 @@ FIXED = ("device", "channel", "buffer", "stall", "digital_silence", "retry", "ex
 PER_LABEL = ("threshold", "enter", "exit")
 """Settings that may be given by label."""
 
+FILES = ("vad", "calibration")
+"""Settings that name a file."""
+
 PerLabel: TypeAlias = "float | Mapping[str, float] | None"
 """One number for every label, or one for each label that is named."""
 
@@ -93,6 +96,9 @@ class Settings:
     places with sounds that are not speech. None leaves it to the gate."""
     vad_threshold: float = _number(0.5, 0.01, 0.99)
     """Probability of speech from which Silero VAD counts a block as speech."""
+    calibration: str | Path | None = None
+    """What ``ser-edge calibrate`` measured of the person and the microphone, for a model that was trained for it; None
+    leaves the model's own constants. (The command ``ser-edge`` then looks where ``ser-edge calibrate`` writes.)"""
     buffer: float = _number(10.0, 0.5, 600.0)
     """Captured audio that may wait for inference; beyond it the oldest is dropped and a ``gap`` event says so."""
     stall: float = _number(5.0, 0.5, 600.0)
@@ -109,7 +115,7 @@ class Settings:
         """Read settings from a TOML file: one key a field, tables for what is given by label.
 
         Args:
-            path: the file; a relative ``vad`` in it counts from its folder.
+            path: the file; relative files that it names count from its folder.
             changes: fields that override the file's.
 
         Raises:
@@ -127,8 +133,9 @@ class Settings:
         for key in content:
             if key not in cls.__dataclass_fields__:
                 raise UsageError(f"{path}: unknown setting {key!r}; {nearest(key, cls.__dataclass_fields__)}")
-        if isinstance(vad := content.get("vad"), str):
-            content["vad"] = str(Path(path).parent / vad)
+        for name in FILES:
+            if isinstance(content.get(name), str):
+                content[name] = str(Path(path).parent / content[name])
         try:
             found = cls(**content)
         except UsageError as error:
@@ -155,8 +162,9 @@ class Settings:
             raise UsageError(f"settings: channel is {self.channel!r}; valid: 1 to {MOST_CHANNELS}, or None")
         if self.mode not in MODES:
             raise UsageError(f"settings: mode is {self.mode!r}; {nearest(str(self.mode), MODES)}")
-        if self.vad is not None and not isinstance(self.vad, (str, Path)):
-            raise UsageError(f"settings: vad is {self.vad!r}; valid: a model file, or None")
+        for name in FILES:
+            if not isinstance(getattr(self, name), (str, Path, type(None))):
+                raise UsageError(f"settings: {name} is {getattr(self, name)!r}; valid: a file, or None")
         if not isinstance(self.exit_on_loss, bool):
             raise UsageError(f"settings: exit_on_loss is {self.exit_on_loss!r}; valid: True, False")
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
         ({"enter": {"joy": 0.5}, "exit": 0.6}, "exit of 'joy' is 0.6; valid: at most its enter, 0.5"),
         ({"enter": 0.5, "exit": {"joy": 0.6}}, "exit of 'joy' is 0.6; valid: at most its enter, 0.5"),
         ({"min_duration": -1}, "min_duration is -1; valid: 0 to 3600"),
-        ({"vad": 3}, "vad is 3; valid: a model file, or None"),
+        ({"vad": 3}, "vad is 3; valid: a file, or None"),
         ({"vad_threshold": 0}, "vad_threshold is 0; valid: 0.01 to 0.99"),
     ],
 )
@@ -64,7 +64,7 @@ def test_the_vad_of_a_file_is_beside_it(file, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("treshold = 0.5", "unknown setting 'treshold'; did you mean 'threshold'? valid: buffer, channel"),
+        ("treshold = 0.5", "unknown setting 'treshold'; did you mean 'threshold'? valid: buffer, calibration"),
         ("hop = 0", "hop is 0; valid: 0.05 to 60"),
         ("hop =", "not TOML (Invalid value"),
         ("hop = 1\nhop = 2", "not TOML (Cannot overwrite a value"),
