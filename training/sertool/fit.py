@@ -39,7 +39,7 @@ from sertool.hardware import choose_device, has_bfloat16
 from sertool.losses import neighbour_loss
 from sertool.networks import Student, build_network
 from sertool.qat import RoundedComputation
-from sertool.recipe import Neighbours, Recipe, Training, load_recipe, write_recipe
+from sertool.recipe import Neighbours, Recipe, Training, decisive, load_recipe, write_recipe
 from sertool.run import (
     ClipRecord,
     Run,
@@ -396,10 +396,10 @@ def _start(
 ) -> Start:
     """Open the run to go on from; refuse one of another network, or that heard who is tested here."""
     run = load_run(recipe.training.start)
-    decisive = [("network", "name"), ("network", "width"), ("normalization", "kind")]
+    shared = [("network", "name"), ("network", "width"), ("normalization", "kind")]
     if recipe.normalization.kind == "running":
-        decisive += [("normalization", "prior"), ("normalization", "memory")]
-    for section, key in decisive:
+        shared += [("normalization", "prior"), ("normalization", "memory")]
+    for section, key in shared:
         wanted, found = (getattr(getattr(one, section), key) for one in (recipe, run.recipe))
         if wanted != found:
             name = f"{section}.{key}"
@@ -522,10 +522,10 @@ def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord, start: Star
 
 def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
     earlier = load_recipe(folder / "recipe.toml")
-    decisive = _decisive(earlier)
-    for section, values in _decisive(recipe).items():
+    wanted, found = decisive(recipe), decisive(earlier)
+    for section, values in wanted.items():
         for key, value in values.items():
-            if decisive[section][key] != value:
+            if found[section][key] != value:
                 before, now = (getattr(getattr(run, section), key) for run in (earlier, recipe))
                 raise UsageError(
                     f"{folder}: holds a run with {section}.{key} = {before!r}, not {now!r}; "
@@ -538,19 +538,6 @@ def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
             f"{folder}: holds a run on split {trained}, but {recipe.data.split} is now {given}; "
             "give another folder with -o, or delete that one"
         )
-
-
-def _decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return what a run must share with the recipe that goes on with it.
-
-    What lies at a path is compared by its content, so that a corpus may be moved; threads and device decide how fast
-    the result comes.
-    """
-    values = recipe.model_dump()
-    for section, key in (("data", "manifest"), ("data", "split"), ("training", "threads"), ("training", "device")):
-        del values[section][key]
-    values["neighbours"]["graph"] = bool(values["neighbours"]["graph"])
-    return values
 
 
 def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: ClipRecord) -> None:

@@ -348,6 +348,23 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     return recipe
 
 
+def decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what decides the result of a training, by section and key.
+
+    What lies at a path is compared by its content, so that a corpus may be moved; threads and device decide how fast
+    the result comes.
+
+    Example:
+        >>> "manifest" in decisive(Recipe())["data"]
+        False
+    """
+    values = recipe.model_dump()
+    for section, key in (("data", "manifest"), ("data", "split"), ("training", "threads"), ("training", "device")):
+        del values[section][key]
+    values["neighbours"]["graph"] = bool(values["neighbours"]["graph"])
+    return values
+
+
 def _override(content: dict[str, Any], override: str, sections: Iterable[str]) -> None:
     name, equals, text = override.partition("=")
     section, dot, key = name.strip().partition(".")

@@ -19,6 +19,7 @@ from sertool.corpora.manifest import Clip
 from sertool.evaluate import IN_TURN, Predictions, pool, predictions_path, summarize
 from sertool.export.calibrate import Calibration, best_temperature, measure, sharpened
 from sertool.metrics import IntArray
+from sertool.recipe import decisive
 from sertool.run import Run, load_folds, without_speakers
 
 FALSE_ALARMS_PER_HOUR = 6.0
@@ -91,8 +92,9 @@ def _pooled(folds: list[Run], part: str) -> Predictions:
 
 
 def _refuse_other_recipe(run: Run, folds: list[Run]) -> None:
+    ours = _comparable(run)
     for fold in folds:
-        ours, theirs = _comparable(run), _comparable(fold)
+        theirs = _comparable(fold)
         for section, values in ours.items():
             for key, value in values.items():
                 if theirs[section][key] != value:
@@ -103,20 +105,11 @@ def _refuse_other_recipe(run: Run, folds: list[Run]) -> None:
 
 
 def _comparable(run: Run) -> dict[str, dict[str, Any]]:
-    recipe = run.recipe.model_dump()
-    for section, key in (
-        ("data", "manifest"),
-        ("data", "split"),
-        ("data", "fold"),
-        ("training", "seed"),
-        ("training", "threads"),
-        ("training", "device"),
-    ):
-        del recipe[section][key]
-    # Which graph or run differs from fold to fold; that there is one does not.
-    for section, key in (("neighbours", "graph"), ("training", "start")):
-        recipe[section][key] = bool(recipe[section][key])
-    return recipe
+    values = decisive(run.recipe)
+    del values["data"]["fold"], values["training"]["seed"]
+    # Which run a fold begins with differs from fold to fold; that there is one does not.
+    values["training"]["start"] = bool(values["training"]["start"])
+    return values
 
 
 def calibrate_by(vouching: Vouching) -> Calibration:
