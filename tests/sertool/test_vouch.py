@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from tiny_artifact import tiny_artifact
+
 from edge_runtime.errors import UsageError
 from edge_runtime.recognizer import Recognizer, softmax
 from sertool.evaluate import Predictions
-from sertool.export.vouch import Vouching, calibrate_by, fit_threshold, vouch
+from sertool.export.vouch import Vouching, calibrate_by, fit_threshold, vouch, vouched
 from sertool.fit import fit
 from sertool.report import evaluate_folder
 from sertool.run import load_run
@@ -115,8 +119,8 @@ def test_a_network_that_is_very_sure_loses_no_digits_that_its_temperature_needs(
 LABELS = ("anger", "neutral")
 
 
-def alarms_of(neutral: list[float], anger: list[float], hours: float) -> Any:
-    """Fit the threshold where neutral and angry clips have these probabilities of anger."""
+def answers_of(neutral: list[float], anger: list[float], hours: float) -> tuple[Vouching, list[Any]]:
+    """Return what folds answer to neutral and angry clips that have these probabilities of anger, and the clips."""
     share = np.array(neutral + anger, np.float32)
     truth = np.array([1] * len(neutral) + [0] * len(anger))
     names = tuple(f"{row}.wav" for row in range(len(share)))
@@ -126,7 +130,12 @@ def alarms_of(neutral: list[float], anger: list[float], hours: float) -> Any:
         SimpleNamespace(key=name, label=LABELS[row], read=lambda: samples)
         for name, row in zip(names, truth, strict=True)
     ]
-    return fit_threshold(Vouching({}, predictions, {}), 1.0, clips)  # type: ignore[arg-type]
+    return Vouching({}, predictions, {}), clips
+
+
+def alarms_of(neutral: list[float], anger: list[float], hours: float) -> Any:
+    vouching, clips = answers_of(neutral, anger, hours)
+    return fit_threshold(vouching, 1.0, clips)
 
 
 def test_the_threshold_is_the_lowest_that_leaves_few_enough_false_alarms() -> None:
@@ -149,3 +158,20 @@ def test_neutral_speech_that_is_surely_an_emotion_is_counted() -> None:
 
 def test_a_little_neutral_speech_allows_no_false_alarm() -> None:
     assert alarms_of([0.3, 0.811], [0.9, 0.8], hours=0.01).threshold == pytest.approx(0.82)
+
+
+@pytest.mark.parametrize(("neutral", "thresholds"), [(0.811, {"anger": 0.82}), (0.2, {})])
+def test_emotions_get_the_threshold_that_neutral_speech_needs(neutral: float, thresholds: dict[str, float]) -> None:
+    artifact = replace(tiny_artifact(), labels=LABELS, temperature=1.0, provenance={"export": {"form": "window"}})
+    given = vouched(artifact, *answers_of([0.3, neutral], [0.9, 0.8], hours=0.01))
+    assert given.thresholds == pytest.approx(thresholds)
+    alarms = given.provenance["export"]["alarms"]
+    assert (alarms["threshold"], alarms["neutral_clips"]) == (pytest.approx(thresholds.get("anger", 0.0)), 2)
+
+
+def test_without_a_neutral_label_no_emotion_has_a_threshold() -> None:
+    vouching, clips = answers_of([0.3], [0.9], hours=0.01)
+    renamed = replace(vouching, predictions=replace(vouching.predictions, labels=("anger", "joy")))
+    given = vouched(replace(tiny_artifact(), provenance={"export": {}}), renamed, clips)
+    assert given.thresholds == {}
+    assert given.provenance["export"]["alarms"] is None

@@ -64,10 +64,13 @@ def vouch(run: Run, folder: str | Path) -> Vouching:
     numbers = [fold.recipe.data.fold for fold in folds]
     if sorted(numbers) != list(range(1, len(folds[0].split.folds) + 1)):
         raise UsageError(f"{folder}: lacks folds of its split; train the others: sertool train --fold all")
-    if any(part not in fold.metrics for fold in folds):
+    # Of the folds' own items, which vanish with them, not of the pooled ones above them.
+    evaluated = [name for name in dict.fromkeys(("test", part)) if all(name in fold.metrics for fold in folds)]
+    if part not in evaluated:
         turns = " --in-turn" if run.normalization.runs else ""
         raise UsageError(f"{folder}: not evaluated on every fold; run: sertool evaluate {folder}{turns}")
-    predictions = _pooled(folds, part)
+    pooled = {name: _pooled(folds, name) for name in evaluated}
+    predictions = pooled[part]
     if set(predictions.keys) != set(run.trained) or predictions.labels != run.labels:
         raise UsageError(f"{folder}: its folds test other clips or labels than {run.path} was trained on")
     description = {
@@ -77,12 +80,7 @@ def vouch(run: Run, folder: str | Path) -> Vouching:
         "seeds": sorted({fold.recipe.training.seed for fold in folds}),
         "heard": part,
     }
-    # Of the folds' own items, which vanish with them, not of the pooled ones above them.
-    metrics = {
-        name: summarize(_pooled(folds, name)) | {"split_hash": folds[0].split_hash}
-        for name in dict.fromkeys(("test", part))
-        if all(name in fold.metrics for fold in folds)
-    }
+    metrics = {name: summarize(items) | {"split_hash": folds[0].split_hash} for name, items in pooled.items()}
     return Vouching(metrics, predictions, description)
 
 
@@ -199,7 +197,7 @@ def vouched(artifact: Artifact, vouching: Vouching, clips: list[Clip]) -> Artifa
         clips: those that the run was trained on.
     """
     alarms = fit_threshold(vouching, artifact.temperature, clips)
-    emotions = [label for label in artifact.labels if label != NEUTRAL] if alarms and alarms.threshold else []
+    threshold = alarms.threshold if alarms else 0.0
     export = artifact.provenance["export"] | {
         "vouched_by": vouching.description,
         "alarms": asdict(alarms) if alarms else None,
@@ -207,6 +205,6 @@ def vouched(artifact: Artifact, vouching: Vouching, clips: list[Clip]) -> Artifa
     return replace(
         artifact,
         metrics=without_speakers(vouching.metrics),
-        thresholds=dict.fromkeys(emotions, alarms.threshold) if alarms else {},
+        thresholds={label: threshold for label in artifact.labels if threshold and label != NEUTRAL},
         provenance=artifact.provenance | {"export": export},
     )
