@@ -152,8 +152,8 @@ class Artifact:
         try:
             content["labels"] = tuple(content["labels"])
             content["front_end"] = FrontEnd(**content["front_end"])
-            content["normalization"] = Normalization(**_tuples(content["normalization"]))
-            content["golden"] = GoldenVector(**_tuples(content["golden"]))
+            content["normalization"] = Normalization(**as_tuples(content["normalization"]))
+            content["golden"] = GoldenVector(**as_tuples(content["golden"]))
             known = {f.name for f in fields(cls)}
             artifact = cls(**{key: value for key, value in content.items() if key in known})
             wrong = artifact._contradiction()
@@ -209,7 +209,13 @@ class Artifact:
         return next((f"{name} cannot be right" for name, right in plausible.items() if not right), None)
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+def as_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what JSON made of a dataclass with its lists as the tuples they were.
+
+    Example:
+        >>> as_tuples({"mean": [0.5, 1.0], "prior_frames": 8})
+        {'mean': (0.5, 1.0), 'prior_frames': 8}
+    """
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 

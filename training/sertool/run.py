@@ -33,6 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from edge_runtime.artifact import as_tuples
 from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
 from sertool.audio import content_hash
@@ -75,13 +76,9 @@ class StudentDescription:
         return cls(
             tuple(content["labels"]),
             FrontEnd(**content["front_end"]),
-            Normalization(**{name: _tuple(value) for name, value in content["normalization"].items()}),
+            Normalization(**as_tuples(content["normalization"])),
             content["window_samples"],
         )
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def save_checkpoint(path: Path, network: Student, description: StudentDescription) -> None:
