@@ -119,6 +119,18 @@ def test_padded_clips_pool_as_each_alone() -> None:
             assert torch.allclose(together[row], alone[0], atol=1e-5)
 
 
+def test_a_window_is_kept_of_a_long_clip_where_it_is_longer_than_a_segment(
+    tones: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SERTOOL_CACHE", str(tmp_path))
+    monkeypatch.setattr("sertool.features.LONGEST_CLIP_S", 0.2)
+    manifest = load_manifest(tones.manifest)
+    samples = manifest.clips[5].read()
+    for window_samples, kept in ((0, 3200), (1600, 3200), (6400, 6400), (16640, 9600)):
+        found = log_mel_clips(manifest, FrontEnd(), 1, window_samples=window_samples)
+        assert np.array_equal(found[5], log_mel(samples[:kept]))
+
+
 def test_clips_are_kept_as_they_are_and_short_ones_repeated(tones: Any, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("SERTOOL_CACHE", str(tmp_path))
     manifest = load_manifest(tones.manifest)

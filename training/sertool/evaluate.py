@@ -28,7 +28,7 @@ from sertool.metrics import (
     speaker_interval,
     unweighted_average_recall,
 )
-from sertool.networks import Student, predict, predict_beginnings, time_reach
+from sertool.networks import Student, feature_stride, predict, predict_beginnings
 from sertool.run import Run, RunError, read_metrics
 
 
@@ -132,21 +132,21 @@ def evaluate_run(
         raise UsageError(
             f"{run.recipe.data.manifest}: label {unknown[0]!r} was not trained; valid: {', '.join(run.labels)}"
         )
+    if in_turn and not run.normalization.runs:
+        raise UsageError(
+            f"{run.path}: is normalised by constants, so it makes no difference who was heard before; "
+            "leave --in-turn out, or train with normalization.kind = 'running'"
+        )
     row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
     rows = [row_of[clip.key] for clip in clips]
     network = run.network()
     streamed = run.recipe.network.time_padding == "causal"
-    if in_turn:
-        windows, frames = _windows_in_turn(run, rows, network, on_features)
-        logits = predict_beginnings(network, windows, frames)
+    if streamed:
+        beginnings, frames = _beginnings(run, rows, network, on_features, in_turn)
+        logits = predict_beginnings(network, beginnings, frames)
     else:
         windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)[rows]
-        windows = run.normalization.apply(windows)
-        if streamed:
-            frames = np.array([run.front_end.frames(len(clip.read())) for clip in clips])
-            logits = predict_beginnings(network, windows, frames)
-        else:
-            logits = predict(network, windows)
+        logits = predict(network, run.normalization.apply(windows))
     if not np.isfinite(logits).all():
         raise RunError(
             f"{run.path}: its network answers with infinite numbers; train again, with a lower learning rate"
@@ -162,19 +162,18 @@ def evaluate_run(
     )
 
 
-def _windows_in_turn(
-    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None
+def _beginnings(
+    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None, in_turn: bool
 ) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Return each clip's beginning (N, frames, mel_bands), normalised in turn, and how many of its frames count."""
-    if not run.normalization.runs:
-        raise UsageError(
-            f"{run.path}: is normalised by constants, so it makes no difference who was heard before; "
-            "leave --in-turn out, or train with normalization.kind = 'running'"
-        )
+    """Return each clip's beginning (N, frames, mel_bands), normalised, and how many of its frames count."""
     longest = run.front_end.frames(run.window_samples)
-    clips = log_mel_clips(run.manifest, run.front_end, time_reach(network).stride, on_features).take(rows)
-    speakers = [run.manifest.clips[row].speaker for row in rows]
-    normalized = hear_in_turn(clips, speakers, run.normalization, np.random.default_rng(TURNS_SEED))
+    clips = log_mel_clips(run.manifest, run.front_end, feature_stride(network), on_features, run.window_samples)
+    chosen = clips.take(rows)
+    if in_turn:
+        speakers = [run.manifest.clips[row].speaker for row in rows]
+        normalized = hear_in_turn(chosen, speakers, run.normalization, np.random.default_rng(TURNS_SEED))
+    else:
+        normalized = [run.normalization.apply(clip) for clip in chosen]
     return padded([clip[:longest] for clip in normalized], longest)
 
 

@@ -110,7 +110,11 @@ class ClipFrames:
 
 
 def log_mel_clips(
-    manifest: Manifest, front_end: FrontEnd, shortest_frames: int, progress: Progress | None = None
+    manifest: Manifest,
+    front_end: FrontEnd,
+    shortest_frames: int,
+    progress: Progress | None = None,
+    window_samples: int = 0,
 ) -> ClipFrames:
     """Return the log-Mel spectrogram of every clip as it is, up to :data:`LONGEST_CLIP_S`; cached on disk.
 
@@ -119,6 +123,7 @@ def log_mel_clips(
         front_end: parameters of the spectrogram.
         shortest_frames: a clip of fewer is repeated to as many, as the device does.
         progress: told how far the work is.
+        window_samples: as much of a clip is kept in any case.
 
     Returns:
         dB, not normalised, in the manifest's order.
@@ -127,7 +132,7 @@ def log_mel_clips(
         AudioError: a clip cannot be read.
         SerError: the cached file is damaged.
     """
-    longest = round(LONGEST_CLIP_S * front_end.sample_rate)
+    longest = max(round(LONGEST_CLIP_S * front_end.sample_rate), window_samples)
     key = cache_key(manifest, front_end.to_dict(), "clips", longest, shortest_frames)
     path = cache_folder() / f"log-mel-{key}.npz"
     if not path.is_file():

@@ -203,7 +203,7 @@ def predict_beginnings(
     """
     logits = []
     with torch.inference_mode():
-        stride = _stride(network, windows.shape[2])
+        stride = feature_stride(network, windows.shape[2])
         for start in range(0, len(windows), batch_size):
             batch = torch.from_numpy(windows[start : start + batch_size])[:, None]
             complete = torch.from_numpy(frames[start : start + batch_size] // stride).clamp(min=1)
@@ -251,7 +251,7 @@ def time_reach(network: Student, mel_bands: int = 64) -> TimeReach:
         TimeReach(stride=16, context=64)
     """
     probed = deepcopy(network).cpu().double().eval()
-    stride = _stride(probed, mel_bands)
+    stride = feature_stride(probed, mel_bands)
     frames = PROBED_FRAMES
     while frames <= LONGEST_REACH:
         disturbed = torch.zeros(1, 1, frames, mel_bands, dtype=torch.float64)
@@ -267,8 +267,14 @@ def time_reach(network: Student, mel_bands: int = 64) -> TimeReach:
     )
 
 
-def _stride(network: Student, mel_bands: int) -> int:
-    """Return how many frames a causal network moves on from one feature to the next."""
+def feature_stride(network: Student, mel_bands: int = 64) -> int:
+    """Return how many frames a causal network moves on from one feature to the next.
+
+    Example:
+        >>> from sertool.networks import build_network
+        >>> feature_stride(build_network("cnn6", 7, "causal", width=0.125))
+        16
+    """
     weight = next(network.parameters())
     frames = torch.zeros(1, 1, PROBED_FRAMES, mel_bands, dtype=weight.dtype)
     with torch.inference_mode():
