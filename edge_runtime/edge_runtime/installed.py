@@ -7,7 +7,6 @@ seal is checked whenever it is loaded.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +26,9 @@ def installed_models() -> dict[str, Path]:
 
     Where no library is installed, the first file stands for the model, and whoever loads it is told what to install.
     """
+    # Its import takes longer than all of this module's others: not for whoever names a file.
+    from importlib.metadata import entry_points
+
     found = {entry.name: _file(entry.value) for entry in entry_points(group=GROUP)}
     return {name: path for name, path in sorted(found.items()) if path is not None}
 

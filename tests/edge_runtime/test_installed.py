@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,9 +33,11 @@ def install(tmp_path, monkeypatch):
 
     # The model that the project itself may have installed here.
     monkeypatch.setattr(installed, "GROUP", "edge_runtime.models")
-    real = installed.entry_points
+    real = importlib.metadata.entry_points
     monkeypatch.setattr(
-        installed, "entry_points", lambda group: [e for e in real(group=group) if e.value.startswith("voice_")]
+        importlib.metadata,
+        "entry_points",
+        lambda group: [e for e in real(group=group) if e.value.startswith("voice_")],
     )
     return add
 
@@ -69,6 +73,18 @@ def test_a_misspelt_name_is_answered_with_the_nearest(install):
 def test_what_looks_like_a_file_is_one(install, given):
     install("german")
     assert find_model(given) == Path(given)
+
+
+def test_whoever_names_a_file_waits_for_no_list_of_packages():
+    script = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import edge_runtime.recognizer\n"
+        "from edge_runtime.installed import find_model\n"
+        "find_model('model.onnx')\n"
+        "sys.exit('importlib.metadata' in set(sys.modules) - before)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_a_file_without_a_suffix_goes_before_a_name(install, tmp_path, monkeypatch):
