@@ -68,7 +68,7 @@ def with_memory(run: Run, seconds: float | None) -> Run:
     """Return a run whose statistics remember so many seconds; as it was trained when None."""
     if seconds is None:
         return run
-    frames = round(seconds * run.front_end.sample_rate / run.front_end.hop)
+    frames = round(seconds * run.front_end.frame_rate)
     return replace(run, student=replace(run.student, normalization=replace(run.normalization, memory_frames=frames)))
 
 
@@ -95,7 +95,7 @@ def heard(run: Run, frames: ClipFrames, kind: str, seconds: float, order: int) -
     """Give each test clip's window, normalised after what was heard before it."""
     clips = run.clips("test")
     random = np.random.default_rng([order, round(seconds * 10)])
-    wanted = seconds * run.front_end.sample_rate / run.front_end.hop
+    wanted = seconds * run.front_end.frame_rate
     longest = run.front_end.frames(run.window_samples)
     for row, clip in enumerate(clips):
         normalizer = RunningNormalizer(run.normalization)

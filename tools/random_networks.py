@@ -17,7 +17,7 @@ from sertool.recipe import PAPER_WINDOW_SAMPLES
 
 FRONT_END = FrontEnd()
 FRAMES = FRONT_END.frames(PAPER_WINDOW_SAMPLES)
-FRAMES_A_SECOND = FRONT_END.sample_rate / FRONT_END.hop
+FRAMES_A_SECOND = FRONT_END.frame_rate
 
 KINDS = ("onnx fp32", "onnx int8", "tflite fp32", "tflite int8")
 

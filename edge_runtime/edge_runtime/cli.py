@@ -296,10 +296,7 @@ def _calibration_of(artifact: Artifact) -> str:
 def _form(artifact: Artifact) -> str:
     if artifact.form == "window":
         return "window: each score computes its whole window"
-    front_end = artifact.front_end
-    feature, past = (
-        frames * front_end.hop / front_end.sample_rate for frames in (artifact.stride, artifact.receptive_field)
-    )
+    feature, past = (frames / artifact.front_end.frame_rate for frames in (artifact.stride, artifact.receptive_field))
     return f"stream: every {feature:.3f} s is computed once, with the {past:.2f} s before it"
 
 

@@ -39,8 +39,8 @@ class FrontEnd:
         floor: smallest power that is not clipped; 1e-10 is -100 dB.
 
     Example:
-        >>> FrontEnd().frames(95744)
-        373
+        >>> FrontEnd().frames(95744), FrontEnd().frame_rate
+        (373, 62.5)
     """
 
     sample_rate: int = 16000
@@ -50,6 +50,11 @@ class FrontEnd:
     min_hz: float = 0.0
     max_hz: float = 8000.0
     floor: float = 1e-10
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, Hz."""
+        return self.sample_rate / self.hop
 
     def frames(self, samples: int) -> int:
         """Return how many whole frames fit into ``samples`` samples (no padding, no centring)."""

@@ -88,9 +88,7 @@ def training_inputs(
 def _with_memory(constants: Normalization, settings: Normalizing, front_end: FrontEnd) -> Normalization:
     if settings.kind == "constant":
         return constants
-    prior, memory = (
-        round(seconds * front_end.sample_rate / front_end.hop) for seconds in (settings.prior, settings.memory)
-    )
+    prior, memory = (round(seconds * front_end.frame_rate) for seconds in (settings.prior, settings.memory))
     return replace(constants, prior_frames=max(1, prior), memory_frames=max(1, memory) if settings.memory else 0)
 
 
