@@ -175,7 +175,8 @@ class Excerpts:
         # Below one stride there is no feature.
         self._excerpt = max(stride, min(excerpt or clips.longest, clips.longest))
         self._speakers = speakers
-        self._normalized = [normalization.apply(clips[row]) for row in range(len(clips))]
+        # Statistics that run on depend on who was heard before, which each epoch decides.
+        self._normalized = [] if normalization.runs else [normalization.apply(clip) for clip in clips]
 
     def begin(self, random: np.random.Generator) -> None:
         """Hear every speaker's clips in another order."""
