@@ -365,54 +365,71 @@ class RawAudio:
 
     def blocks(self) -> Iterator[Block | Loss]:
         """Give what comes until the pipe is closed."""
-        resampler, position, pending = Resampler(self._rate, self._sample_rate), 0, b""
-        heard_at, lost, skipped, empty = now(), False, 0, True
+        self._resampler, self._position, self._skipped = Resampler(self._rate, self._sample_rate), 0, 0
+        self._lost, self._heard_at = False, now()
+        for frames, asked in self._arrivals():
+            samples = self._samples(frames)
+            overslept = now() - asked >= self._stall  # the board did
+            if overslept or (not len(samples) and now() - self._heard_at >= self._stall):
+                yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
+            if not len(samples) or (self._lost and not samples.any()):
+                continue
+            yield self._placed(samples)
+            if self._silence.push(samples):
+                yield from self._lose(
+                    Reason.DIGITAL_SILENCE, f"has given nothing but zeros for {self._silence.limit:g} s"
+                )
+        if not self._lost and not self._stopped:
+            yield Block(self._position + self._skipped, self._resampler.finish(), Reason.DAMAGED)
+
+    def _arrivals(self) -> Iterator[tuple[bytes, float]]:
+        """Give whole frames as they come, none after a while without any, each with when it was waited for."""
+        pending, empty = b"", True
         while not self._stopped:
-            samples, asked = np.zeros(0, np.float32), now()
+            asked = now()
             if select.select([self._file], [], [], STOP_POLL_S)[0]:
                 content = os.read(self._file, MOST_BYTES_PER_READ)
                 if not content:
                     break
                 if empty and content.startswith(b"RIFF"):
                     raise AudioError(f"{self.name}: begins with a WAV header; send samples alone: arecord -t raw")
-                empty = False
-                whole = len(pending + content) // self._frame_bytes * self._frame_bytes
-                frames, pending = (pending + content)[:whole], (pending + content)[whole:]
-                try:
-                    samples = resampler.push(self._mono(frames))
-                except AudioError:
-                    if not (self.live and position):  # from the beginning: not a moment's damage, but another format
-                        raise
-                    skipped += round(whole / self._frame_bytes * self._sample_rate / self._rate)
-                    resampler = Resampler(self._rate, self._sample_rate)
-            overslept = now() - asked >= self._stall  # the board did
-            if self.live and not lost and (overslept or (not len(samples) and now() - heard_at >= self._stall)):
-                lost = True
-                yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
-            if not len(samples) or (lost and not samples.any()):
-                continue
-            if lost:
-                skipped = max(skipped, round((now() - heard_at) * self._sample_rate) - len(samples))
-            position, skipped, lost = position + skipped, 0, False
-            block = Block(position, samples, Reason.DAMAGED)
-            position, heard_at = position + len(samples), now()
-            yield block
-            if self.live and self._silence.push(samples):
-                lost = True
-                yield from self._lose(
-                    Reason.DIGITAL_SILENCE, f"has given nothing but zeros for {self._silence.limit:g} s"
-                )
+                pending, empty = pending + content, False
+            whole = len(pending) // self._frame_bytes * self._frame_bytes
+            frames, pending = pending[:whole], pending[whole:]
+            yield frames, asked
         if empty and not self._stopped:
             raise AudioError(f"{self.name}: no audio in it; did the program that writes it fail?")
-        if not lost and not self._stopped:
-            yield Block(position + skipped, resampler.finish(), Reason.DAMAGED)
+
+    def _samples(self, frames: bytes) -> FloatArray:
+        """Return the samples that frames complete; none of frames that are no audio."""
+        if frames:
+            try:
+                return self._resampler.push(self._mono(frames))
+            except AudioError:
+                if not (self.live and self._position):  # from the beginning: not a moment's damage, but another format
+                    raise
+                self._skipped += round(len(frames) / self._frame_bytes * self._sample_rate / self._rate)
+                self._resampler = Resampler(self._rate, self._sample_rate)
+        return np.zeros(0, np.float32)
+
+    def _placed(self, samples: FloatArray) -> Block:
+        """Return samples where they belong in the stream: after a loss, as much later as the clock is."""
+        if self._lost:
+            self._skipped = max(self._skipped, round((now() - self._heard_at) * self._sample_rate) - len(samples))
+        block = Block(self._position + self._skipped, samples, Reason.DAMAGED)
+        self._position, self._skipped = block.position + len(samples), 0
+        self._lost, self._heard_at = False, now()
+        return block
 
     def _mono(self, content: bytes) -> FloatArray:
         channels = self._decode(content).reshape(-1, self._channels)
         return as_samples(mono(channels, self._channel), self.name)
 
     def _lose(self, reason: Reason, what: str) -> Iterator[Loss]:
+        if self._lost or not self.live:
+            return
         detail = f"{self.name} {what}"
+        self._lost = True
         self._silence.reset()
         yield Loss(reason, detail)
         if self._exit_on_loss:
