@@ -60,7 +60,7 @@ class Tones:
         }
         for name, value in values.items():
             section, key = name.split("__")
-            content[section][key] = value
+            content.setdefault(section, {})[key] = value
         return parse_recipe(content)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from edge_runtime.errors import UsageError
 from edge_runtime.frontend import FrontEnd, Normalization, RunningNormalizer, log_mel
-from sertool.batches import Excerpts, Windows, hear_in_turn, padded
+from sertool.batches import Choices, Excerpts, Windows, hear_in_turn, padded
 from sertool.corpora.manifest import load_manifest
 from sertool.features import ClipFrames, cache_folder, log_mel_clips, measure_normalization
 from sertool.networks import TimeReach, build_network
@@ -33,7 +33,8 @@ def clips() -> ClipFrames:
 
 def excerpts(clips: ClipFrames, normalization: Normalization, excerpt: int = 32, **options: Any) -> Excerpts:
     settings = {"stride": 16, "newcomers": 0.0, "device": CPU} | options
-    return Excerpts(clips, SPEAKERS, normalization, excerpt=excerpt, **settings)
+    choices = settings.pop("choices", Choices([normalization] * len(clips)))
+    return Excerpts(clips, SPEAKERS, normalization, choices, excerpt=excerpt, **settings)
 
 
 def test_an_excerpt_is_a_stretch_of_the_normalised_clip_with_zeros_after(clips: ClipFrames) -> None:
@@ -51,6 +52,23 @@ def test_an_excerpt_is_a_stretch_of_the_normalised_clip_with_zeros_after(clips: 
         short = batch.inputs[1, 0].numpy()
         assert np.array_equal(short[:20], CONSTANT.apply(clips[0])) and not short[20:].any()
     assert len(offsets) > 15
+
+
+def test_a_share_of_the_clips_is_normalised_by_constants_of_their_own_anew_in_each_epoch(clips: ClipFrames) -> None:
+    own = [Normalization((-30.0 - row,) * 64, (5.0,) * 64) for row in range(len(clips))]
+    source = excerpts(clips, CONSTANT, 90, choices=Choices([CONSTANT] * len(clips), own, share=0.3))
+    random, chosen = np.random.default_rng(4), []
+    for _ in range(100):
+        source.begin(random)
+        inputs = source.batch(torch.arange(len(clips)), random).inputs[:, 0].numpy()
+        for row, clip in enumerate(clips):
+            usual, personal = (constants.apply(clip) for constants in (CONSTANT, own[row]))
+            is_own = bool(np.array_equal(inputs[row, : len(clip)], personal))
+            assert is_own or np.array_equal(inputs[row, : len(clip)], usual)
+            chosen.append(is_own)
+    # 600 draws: five deviations of a binomial around 0.3
+    assert 0.2 < np.mean(chosen) < 0.4
+    assert all(0 < np.sum(chosen[row :: len(clips)]) < 100 for row in range(len(clips)))
 
 
 def test_clips_in_turn_are_what_the_device_makes_of_a_speaker_who_says_them_one_after_the_other(
@@ -247,7 +265,7 @@ def test_the_device_hears_the_run_in_turn_as_the_desk_does(
     outcome = sertool("export", trained, "-o", tmp_path / "m.onnx", "--precision", "fp32", "--form", "stream")
     assert outcome.code == 0, outcome.err
     recognizer = Recognizer(tmp_path / "m.onnx")
-    found = evaluate_run(run, in_turn=True)
+    found = evaluate_run(run, known="in-turn")
     row_of = {key: row for row, key in enumerate(found.keys)}
     clips = run.clips("test")
     random = np.random.default_rng(TURNS_SEED)

@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_runtime.errors import UsageError, nearest
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, RunningNormalizer
+from sertool.corpora.join import corpus_of
 from sertool.corpora.manifest import Manifest
 from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows, measure_normalization
 from sertool.networks import Student, TimeReach, time_reach
+from sertool.personal import personal_constants
 from sertool.recipe import Normalizing, Recipe
 
 
@@ -65,17 +68,19 @@ def training_inputs(
 
     Raises:
         AudioError: a clip cannot be read.
-        UsageError: the network's context has no end; see :func:`sertool.networks.time_reach`.
+        UsageError: the network's context has no end, see :func:`sertool.networks.time_reach`, or no clip has the label
+            of calm speech.
     """
     front_end, excerpt = FrontEnd(), recipe.augmentation.excerpt_frames
     if recipe.data.clips == "once":
         stride = time_reach(network).stride
         clips = log_mel_clips(manifest, front_end, stride, on_features).take(rows)
-        normalization = given or _with_memory(measure_normalization(clips.frames), recipe.normalization, front_end)
+        normalization = given or _measured(clips, recipe.normalization, front_end)
         speakers = [manifest.clips[row].speaker for row in rows]
+        choices = _choices(clips, manifest, rows, normalization, recipe.normalization)
         newcomers = recipe.augmentation.newcomers
         inputs = Excerpts(
-            clips, speakers, normalization, stride=stride, excerpt=excerpt, newcomers=newcomers, device=device
+            clips, speakers, normalization, choices, stride=stride, excerpt=excerpt, newcomers=newcomers, device=device
         )
         return inputs, normalization
     context = recipe.training.context if recipe.network.time_padding == "causal" else 0.0
@@ -85,11 +90,62 @@ def training_inputs(
     return Windows(windows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
 
 
-def _with_memory(constants: Normalization, settings: Normalizing, front_end: FrontEnd) -> Normalization:
+def _measured(clips: ClipFrames, settings: Normalizing, front_end: FrontEnd) -> Normalization:
+    constants = replace(measure_normalization(clips.frames), personal=settings.personal > 0)
     if settings.kind == "constant":
         return constants
     prior, memory = (round(seconds * front_end.frame_rate) for seconds in (settings.prior, settings.memory))
     return replace(constants, prior_frames=max(1, prior), memory_frames=max(1, memory) if settings.memory else 0)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """By what constants each clip may be normalised.
+
+    Attributes:
+        usual: for each clip.
+        personal: for each clip: those of its speaker's own calm speech.
+        share: of the clips that are normalised by the latter.
+    """
+
+    usual: Sequence[Normalization]
+    personal: Sequence[Normalization] = ()
+    share: float = 0.0
+
+    def draw(self, random: np.random.Generator) -> list[Normalization]:
+        """Return the constants of each clip for one epoch."""
+        if not self.share:
+            return list(self.usual)
+        chosen = random.random(len(self.usual)) < self.share
+        return [
+            own if personal else usual for usual, own, personal in zip(self.usual, self.personal, chosen, strict=True)
+        ]
+
+
+def _choices(
+    clips: ClipFrames, manifest: Manifest, rows: Sequence[int], constants: Normalization, settings: Normalizing
+) -> Choices:
+    chosen = [manifest.clips[row] for row in rows]
+    usual = [constants] * len(chosen)
+    if settings.by == "corpus":
+        corpora = np.array([corpus_of(clip) for clip in chosen])
+        of_corpus = {
+            name: measure_normalization(clips.take(np.flatnonzero(corpora == name).tolist()).frames)
+            for name in sorted(set(corpora.tolist()))
+        }
+        usual = [of_corpus[name] for name in corpora.tolist()]
+    if not settings.personal:
+        return Choices(usual)
+    labels = {clip.label for clip in chosen}
+    if settings.personal_label not in labels:
+        raise UsageError(
+            f"{manifest.path}: no clip is labelled {settings.personal_label!r}, normalization.personal_label; "
+            f"{nearest(settings.personal_label, labels)}"
+        )
+    personal = personal_constants(
+        clips, [clip.speaker for clip in chosen], [clip.label for clip in chosen], usual, settings, FrontEnd()
+    )
+    return Choices(usual, personal, settings.personal)
 
 
 class Windows:
@@ -150,6 +206,7 @@ class Excerpts:
         clips: dB.
         speakers: of each clip.
         normalization: constant or running.
+        choices: where it is constant, by what constants each clip may be normalised.
         stride: frames a feature of the network.
         excerpt: frames of an excerpt, at most; 0 for the longest clip's.
         newcomers: share of the clips before which the speaker is forgotten.
@@ -161,6 +218,7 @@ class Excerpts:
         clips: ClipFrames,
         speakers: Sequence[str],
         normalization: Normalization,
+        choices: Choices,
         *,
         stride: int,
         excerpt: int,
@@ -175,23 +233,34 @@ class Excerpts:
         # Below one stride there is no feature.
         self._excerpt = max(stride, min(excerpt or clips.longest, clips.longest))
         self._speakers = speakers
-        # Statistics that run on depend on who was heard before, which each epoch decides.
-        self._normalized = [] if normalization.runs else [normalization.apply(clip) for clip in clips]
+        self._choices = choices
+        # What decides how clips are normalised in an epoch: who was heard before, or constants.
+        self._in_turn: list[FloatArray] = []
+        self._constants: Sequence[Normalization] = choices.usual
 
     def begin(self, random: np.random.Generator) -> None:
-        """Hear every speaker's clips in another order."""
+        """Hear every speaker's clips in another order, or normalise others by their speaker's own constants."""
         if self._normalization.runs:
-            self._normalized = hear_in_turn(
+            self._in_turn = hear_in_turn(
                 self._clips, self._speakers, self._normalization, random, newcomers=self._newcomers
             )
+        else:
+            self._constants = self._choices.draw(random)
 
     def batch(self, rows: Tensor, random: np.random.Generator) -> Batch:
         """Return excerpts; see :class:`Inputs`."""
-        chosen = [self._normalized[row] for row in rows.tolist()]
-        first = [int(random.integers(0, max(0, len(clip) - self._excerpt) + 1)) for clip in chosen]
-        inputs, frames = padded([clip[at : at + self._excerpt] for clip, at in zip(chosen, first, strict=True)])
+        last = [max(0, len(self._clips[row]) - self._excerpt) for row in rows.tolist()]
+        first = [int(random.integers(0, most + 1)) for most in last]
+        inputs, frames = padded([self._normalized(row, at) for row, at in zip(rows.tolist(), first, strict=True)])
         features = torch.from_numpy(frames // self._stride).clamp(min=1)
         return Batch(torch.from_numpy(inputs)[:, None].to(self._device), features=features.to(self._device))
+
+    def _normalized(self, row: int, first: int) -> FloatArray:
+        """Return the excerpt of a clip that begins with frame ``first``."""
+        frames = slice(first, first + self._excerpt)
+        if self._normalization.runs:
+            return self._in_turn[row][frames]
+        return self._constants[row].apply(self._clips[row][frames])
 
 
 def hear_in_turn(

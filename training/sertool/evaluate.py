@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from sertool.metrics import (
     unweighted_average_recall,
 )
 from sertool.networks import Student, feature_stride, predict, predict_beginnings
+from sertool.personal import personal_constants
 from sertool.run import Run, RunError, read_metrics
 
 
@@ -95,33 +96,33 @@ class Predictions:
         return cls(labels, keys, speakers, genders, positions, probabilities)
 
 
-IN_TURN = "-in-turn"
-"""Ends the name of a part whose clips were heard in turn."""
+Known = Literal["nothing", "in-turn", "calibrated"]
+"""What is known of the speaker before a clip is heard. ``in-turn``: the speaker's other clips were heard before, one
+after the other in random order, and statistics ran on. ``calibrated``: the device was calibrated to the speaker's calm
+speech. Results of one belong in no table of another."""
 
 TURNS_SEED = 0
 """Of the order in which a speaker's clips are heard in turn."""
 
 
 def evaluate_run(
-    run: Run, part: str = "test", on_features: Progress | None = None, *, in_turn: bool = False
+    run: Run, part: str = "test", on_features: Progress | None = None, *, known: Known = "nothing"
 ) -> Predictions:
     """Apply a run's network to the clips of a part of its split.
 
     Each is scored as it is on the device. A network with the paper's padding hears a window, to which the clip is
     repeated or cut. A causal network hears a stream: the clip once, from a reset, with the mean over its own frames, up
-    to one window. Where statistics run on, nothing is known of the speaker when a clip begins, unless it is heard in
-    turn.
+    to one window.
 
     Args:
         run: a finished run.
         part: ``test``, ``validation`` or ``train``.
         on_features: told while log-Mel spectrograms are computed.
-        in_turn: hear each speaker's clips one after the other, in random order, with statistics that run on from clip
-            to clip: another protocol, whose results do not belong beside those of unknown speakers.
+        known: what is known of each speaker; what a calibrated device knows is measured on other clips of this part.
 
     Raises:
-        UsageError: clips in turn with constants, for which it makes no difference, a part without speakers, a clip with
-            a label the run does not know, or a manifest that no longer agrees with what was trained on (see
+        UsageError: a network that was not trained for what is known, a part without speakers, a clip with a label the
+            run does not know, or a manifest that no longer agrees with what was trained on (see
             :meth:`sertool.run.Run.clips`).
         AudioError: a clip cannot be read.
         RunError: the network answers with something that is not a finite number.
@@ -132,17 +133,22 @@ def evaluate_run(
         raise UsageError(
             f"{run.recipe.data.manifest}: label {unknown[0]!r} was not trained; valid: {', '.join(run.labels)}"
         )
-    if in_turn and not run.normalization.runs:
+    if known == "in-turn" and not run.normalization.runs:
         raise UsageError(
             f"{run.path}: is normalised by constants, so it makes no difference who was heard before; "
             "leave --in-turn out, or train with normalization.kind = 'running'"
+        )
+    if known == "calibrated" and not run.normalization.personal:
+        raise UsageError(
+            f"{run.path}: was not trained to be calibrated; leave --calibrated out, or train with "
+            "normalization.personal above 0"
         )
     row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
     rows = [row_of[clip.key] for clip in clips]
     network = run.network()
     streamed = run.recipe.network.time_padding == "causal"
     if streamed:
-        beginnings, frames = _beginnings(run, rows, network, on_features, in_turn)
+        beginnings, frames = _beginnings(run, rows, network, on_features, known)
         logits = predict_beginnings(network, beginnings, frames)
     else:
         windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)[rows]
@@ -163,17 +169,20 @@ def evaluate_run(
 
 
 def _beginnings(
-    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None, in_turn: bool
+    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None, known: Known
 ) -> tuple[FloatArray, NDArray[np.int64]]:
     """Return each clip's beginning (N, frames, mel_bands), normalised, and how many of its frames count."""
     longest = run.front_end.frames(run.window_samples)
     clips = log_mel_clips(run.manifest, run.front_end, feature_stride(network), on_features, run.window_samples)
-    chosen = clips.take(rows)
-    if in_turn:
-        speakers = [run.manifest.clips[row].speaker for row in rows]
+    chosen, told = clips.take(rows), [run.manifest.clips[row] for row in rows]
+    speakers, constants = [clip.speaker for clip in told], [run.normalization] * len(rows)
+    if known == "in-turn":
         normalized = hear_in_turn(chosen, speakers, run.normalization, np.random.default_rng(TURNS_SEED))
     else:
-        normalized = [run.normalization.apply(clip) for clip in chosen]
+        if known == "calibrated":
+            labels, settings = [clip.label for clip in told], run.recipe.normalization
+            constants = personal_constants(chosen, speakers, labels, constants, settings, run.front_end)
+        normalized = [own.apply(clip) for own, clip in zip(constants, chosen, strict=True)]
     return padded([clip[:longest] for clip in normalized], longest)
 
 
@@ -249,6 +258,16 @@ def _interval(
 ) -> list[float] | None:
     low, high = speaker_interval(matrices, metric=metric)
     return None if np.isnan(low) else [low, high]
+
+
+def part_name(part: str, known: Known) -> str:
+    """Return under what name results are kept: the part's, and what was known of the speakers.
+
+    Example:
+        >>> part_name("test", "nothing"), part_name("test", "calibrated")
+        ('test', 'test-calibrated')
+    """
+    return part if known == "nothing" else f"{part}-{known}"
 
 
 def predictions_path(folder: Path, part: str) -> Path:

@@ -85,6 +85,27 @@ class Normalizing(Section):
         allow_inf_nan=False,
         description="running: all earlier speech counts for at most this many seconds; 0: for what it is",
     )
+    by: Literal["all", "corpus"] = Field(
+        "all",
+        description="constant: measured over all clips, or over each corpus of a joined manifest (sertool corpus "
+        "join), whose clips are then normalised as if it were alone; to pretrain, not to export",
+    )
+    personal: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="constant: share of the clips that are normalised by their speaker's own calm speech instead, as "
+        "after ser-edge calibrate; needs data.clips = once",
+    )
+    personal_label: str = Field("neutral", description="label of calm speech")
+    personal_seconds: float = Field(
+        30.0,
+        ge=5,
+        le=3600,
+        allow_inf_nan=False,
+        description="how much of it, at most; with less than 5 s, the constants",
+    )
 
 
 class Augmentation(Section):
@@ -343,6 +364,12 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         raise UsageError(
             f"{where}: normalization.kind = 'running' counts what a speaker said once; it needs data.clips = 'once'"
         )
+    normalization = recipe.normalization
+    for key, wanted in {"personal": normalization.personal > 0, "by": normalization.by == "corpus"}.items():
+        if wanted and (recipe.data.clips != "once" or normalization.kind != "constant"):
+            raise UsageError(
+                f"{where}: normalization.{key} needs data.clips = 'once' and normalization.kind = 'constant'"
+            )
     if training.quantization_aware and training.precision == "bf16":
         raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")
     return recipe

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from sertool.corpora.adapters import CORPORA
-from sertool.evaluate import IN_TURN, Predictions, evaluate_run, pool, save_evaluation
+from sertool.evaluate import Known, Predictions, evaluate_run, part_name, pool, save_evaluation
 from sertool.features import Progress
 from sertool.files import write_text
 from sertool.graph import diagnose, load_graph
@@ -37,7 +37,7 @@ def evaluate_folder(
     on_features: Progress | None = None,
     on_folds: Callable[[Sequence[Run]], Iterable[Run]] = iter,
     *,
-    in_turn: bool = False,
+    known: Known = "nothing",
 ) -> dict[str, Any]:
     """Evaluate a run, or every finished fold below a folder and all of them pooled; write metrics, items and report.
 
@@ -46,8 +46,8 @@ def evaluate_folder(
         part: ``test``, ``validation`` or ``train``.
         on_features: told while log-Mel spectrograms are computed.
         on_folds: is given the runs and yields them: the place for a progress bar.
-        in_turn: hear each speaker's clips one after the other; see :func:`sertool.evaluate.evaluate_run`. The results
-            are kept as those of another part, e.g. ``test-in-turn``.
+        known: what is known of each speaker; unless it is nothing, results are kept as those of another part, e.g.
+            ``test-in-turn``.
 
     Returns:
         the entry of this part in ``metrics.json`` of ``path``; see :func:`sertool.evaluate.save_evaluation`.
@@ -57,9 +57,9 @@ def evaluate_folder(
     """
     folds = load_folds(path)
     predictions, speakers_of = [], part
-    part += IN_TURN if in_turn else ""
+    part = part_name(part, known)
     for fold in on_folds(folds):
-        predictions.append(evaluate_run(fold, speakers_of, on_features, in_turn=in_turn))
+        predictions.append(evaluate_run(fold, speakers_of, on_features, known=known))
         entry = save_evaluation(fold.path, part, predictions[-1], fold.split_hash)
         save_report(fold.path, part, [fold], predictions[-1])
     if folds[0].path != path:
@@ -204,7 +204,7 @@ def _groups(run: Run, metrics: dict[str, Any], predictions: Predictions, chance:
 def _fold(run: Run, part: str) -> dict[str, Any]:
     return {
         "number": run.recipe.data.fold,
-        "speakers": run.fold.part(part.removesuffix(IN_TURN)),
+        "speakers": run.fold.part(part.partition("-")[0]),
         "metrics": read_metrics(run.path)[part],
         "link": f"{run.path.name}/{report_path(run.path, part).name}",
     }

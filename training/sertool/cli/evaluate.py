@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from edge_runtime.errors import UsageError
 from sertool.cli.console import OUTPUT, print_json, print_status, progress_bar, spectrogram_progress
 
 
@@ -21,6 +22,13 @@ def evaluate(
             "--in-turn",
             help="Hear each speaker's clips one after the other, with statistics that run on: kept beside, as "
             "PART-in-turn.",
+        ),
+    ] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated",
+            help="Hear each speaker after ser-edge calibrate on their calm speech: kept beside, as PART-calibrated.",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
@@ -36,20 +44,23 @@ def evaluate(
 
       sertool evaluate runs/loso
 
-      sertool evaluate runs/loso --in-turn
+      sertool evaluate runs/loso --calibrated
     """
-    from sertool.evaluate import IN_TURN
+    from sertool.evaluate import Known, part_name
     from sertool.report import evaluate_folder, report_path
 
+    if in_turn and calibrated:
+        raise UsageError("--in-turn and --calibrated: give one of them")
+    known: Known = "in-turn" if in_turn else "calibrated" if calibrated else "nothing"
     with progress_bar() as progress:
         entry = evaluate_folder(
             run,
             part,
             spectrogram_progress(progress),
             lambda folds: progress.track(folds, description="evaluating"),
-            in_turn=in_turn,
+            known=known,
         )
-    part += IN_TURN if in_turn else ""
+    part = part_name(part, known)
     if "folds" in entry:
         _warn_of_unfinished(entry["folds"], entry["folds_of"])
     if json:

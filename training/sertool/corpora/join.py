@@ -51,6 +51,17 @@ def _placed(clip: Clip, corpus: str) -> Clip:
     return replace(clip, file=str(path), path=path, speaker=f"{corpus}/{clip.speaker}", sentence=sentence)
 
 
+def corpus_of(clip: Clip) -> str:
+    """Return which corpus a clip of a joined manifest is of; empty where it is not joined.
+
+    Example:
+        >>> from pathlib import Path
+        >>> [corpus_of(Clip("a.wav", Path("a.wav"), speaker, "fear")) for speaker in ("emodb/03", "03")]
+        ['emodb', '']
+    """
+    return clip.speaker.rpartition("/")[0]
+
+
 def partial_labels(clips: Sequence[Clip]) -> dict[str, list[str]]:
     """Return the labels that some of the joined corpora lack, each with the names of the corpora that have it.
 
@@ -62,6 +73,6 @@ def partial_labels(clips: Sequence[Clip]) -> dict[str, list[str]]:
     """
     corpora: dict[str, set[str]] = {}
     for clip in clips:
-        corpora.setdefault(clip.label, set()).add(clip.speaker.partition("/")[0])
+        corpora.setdefault(clip.label, set()).add(corpus_of(clip))
     every = set().union(*corpora.values())
     return {label: sorted(names) for label, names in sorted(corpora.items()) if names != every}

@@ -149,6 +149,8 @@ def _result(part: str, test: dict[str, Any], who: str) -> list[str]:
     heard = "heard once, as a stream" if test.get("form") == "stream" else "each repeated or cut to a window"
     if part.endswith("in-turn"):
         heard += ", each speaker's one after the other in random order, with statistics that run on"
+    if part.endswith("calibrated"):
+        heard += ", the device calibrated to the speaker's calm speech before (`ser-edge calibrate`)"
     return [
         f"{who} in float, {test['items']} clips of {test['speakers']} speakers, {heard}. "
         "The interval is that of other speakers (bootstrap over speakers); with fewer than ten it is rough.",

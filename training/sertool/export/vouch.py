@@ -16,7 +16,7 @@ import numpy as np
 from edge_runtime.artifact import Artifact
 from edge_runtime.errors import UsageError
 from sertool.corpora.manifest import Clip
-from sertool.evaluate import IN_TURN, Predictions, pool, predictions_path, summarize
+from sertool.evaluate import Predictions, part_name, pool, predictions_path, summarize
 from sertool.export.calibrate import Calibration, best_temperature, measure, sharpened
 from sertool.metrics import IntArray
 from sertool.recipe import decisive
@@ -60,12 +60,13 @@ def vouch(run: Run, folder: str | Path) -> Vouching:
     folder = Path(folder)
     folds = load_folds(folder)
     _refuse_other_recipe(run, folds)
-    part = f"test{IN_TURN}" if run.normalization.runs else "test"
+    part = part_name("test", "in-turn" if run.normalization.runs else "nothing")
     numbers = [fold.recipe.data.fold for fold in folds]
     if sorted(numbers) != list(range(1, len(folds[0].split.folds) + 1)):
         raise UsageError(f"{folder}: lacks folds of its split; train the others: sertool train --fold all")
     # Of the folds' own items, which vanish with them, not of the pooled ones above them.
-    evaluated = [name for name in dict.fromkeys(("test", part)) if all(name in fold.metrics for fold in folds)]
+    names = dict.fromkeys(["test", part, part_name("test", "calibrated")])
+    evaluated = [name for name in names if all(name in fold.metrics for fold in folds)]
     if part not in evaluated:
         turns = " --in-turn" if run.normalization.runs else ""
         raise UsageError(f"{folder}: not evaluated on every fold; run: sertool evaluate {folder}{turns}")
