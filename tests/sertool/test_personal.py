@@ -159,3 +159,19 @@ def test_each_joined_corpus_is_normalised_as_if_it_were_alone(tones: Any, tmp_pa
         frames = inputs.batch(torch.arange(len(both)), np.random.default_rng(0)).inputs
         means[by] = float(frames[: len(both) // 2].mean() - frames[len(both) // 2 :].mean())
     assert abs(means["corpus"]) < 0.01 and means["all"] > 0.5
+
+
+@pytest.mark.parametrize("by", ["all", "corpus"])
+def test_a_run_of_corpora_apart_leaves_the_next_corpus_its_own_constants(tones: Any, tmp_path: Path, by: str) -> None:
+    """Else weights belong to the constants that they were trained with."""
+    from sertool.fit import fit
+    from sertool.run import load_run
+
+    device = {"data__clips": "once", "network__time_padding": "causal", "network__name": "resnet9",
+              "network__width": 0.125, "training__epochs": 1}  # fmt: skip
+    fit(tones.recipe(**device, normalization__by=by), tmp_path / "first")
+    (tmp_path / "split.json").write_text(json.dumps({"folds": [{"train": ["ada", "dov"], "test": ["cyd", "fox"]}]}))
+    further = {"training__start": str(tmp_path / "first"), "data__split": str(tmp_path / "split.json")}
+    fit(tones.recipe(**device, **further), tmp_path / "second")
+    first, second = (load_run(tmp_path / name).normalization for name in ("first", "second"))
+    assert (first == second) == (by == "all")

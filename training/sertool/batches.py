@@ -75,7 +75,8 @@ def training_inputs(
     if recipe.data.clips == "once":
         stride = time_reach(network).stride
         clips = log_mel_clips(manifest, front_end, stride, on_features).take(rows)
-        normalization = given or _measured(clips, recipe.normalization, front_end)
+        normalization = given or _measured(clips.frames, recipe.normalization, front_end)
+        normalization = replace(normalization, personal=recipe.normalization.personal > 0)
         speakers = [manifest.clips[row].speaker for row in rows]
         choices = _choices(clips, manifest, rows, normalization, recipe.normalization)
         newcomers = recipe.augmentation.newcomers
@@ -90,8 +91,8 @@ def training_inputs(
     return Windows(windows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
 
 
-def _measured(clips: ClipFrames, settings: Normalizing, front_end: FrontEnd) -> Normalization:
-    constants = replace(measure_normalization(clips.frames), personal=settings.personal > 0)
+def _measured(frames: FloatArray, settings: Normalizing, front_end: FrontEnd) -> Normalization:
+    constants = measure_normalization(frames)
     if settings.kind == "constant":
         return constants
     prior, memory = (round(seconds * front_end.frame_rate) for seconds in (settings.prior, settings.memory))

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from edge_runtime.errors import SerError, UsageError
-from edge_runtime.frontend import FloatArray, FrontEnd, log_mel, tile_or_cut
+from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
 from sertool.audio import content_hash
 from sertool.augment import augmented, draw_mixture
 from sertool.batches import Inputs, training_inputs
@@ -147,8 +147,7 @@ def fit(
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, labels, start, device)
-    # Weights belong to the normalisation that they were trained with.
-    earlier = start.run.normalization if start else None
+    earlier = start.normalization if start else None
     inputs, normalization = training_inputs(recipe, manifest, rows, network, earlier, device, on_features)
     student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
@@ -371,6 +370,11 @@ class Start:
     run: Run
     sha256: str
     seen: tuple[str, ...]
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What the weights were trained with, and so belong to; None where every corpus had constants of its own."""
+        return self.run.normalization if self.run.recipe.normalization.by == "all" else None
 
     def weights(self, fresh: Student, labels: Sequence[str]) -> dict[str, Tensor]:
         """Return what a network of these labels begins with: of a label that the run does not know, fresh weights."""

@@ -88,7 +88,7 @@ class Normalizing(Section):
     by: Literal["all", "corpus"] = Field(
         "all",
         description="constant: measured over all clips, or over each corpus of a joined manifest (sertool corpus "
-        "join), whose clips are then normalised as if it were alone; to pretrain, not to export",
+        "join), as is then each corpus that a run goes on to with --from; to pretrain, not to export",
     )
     personal: float = Field(
         0.0,
