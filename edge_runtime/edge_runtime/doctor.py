@@ -21,8 +21,8 @@ from edge_runtime.sources import SAMPLE_RATE, Loss, now
 
 Verdict = Literal["ok", "warning", "broken"]
 
-LIBRARIES = {"onnxruntime": "onnx", "ai_edge_litert": "tflite", "tflite_runtime": "tflite"}
-"""Inference libraries and the extra of ser-edge that installs each."""
+LIBRARIES = ("onnxruntime", "ai_edge_litert", "tflite_runtime")
+"""Inference libraries, by the names that they are imported by."""
 
 HEAR_S = 3.0
 """Long enough to hear a room, short enough to wait for."""
