@@ -1,30 +1,18 @@
-"""A model file made by hand and sounds made by formula: these tests need neither torch nor a corpus."""
+"""Model files made by hand and sounds made by formula: these tests need neither torch nor a corpus."""
 
 from __future__ import annotations
 
-import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_file
 from tiny_stream import tiny_stream_model
 
 from edge_runtime.model_file import seal
 from edge_runtime.recognizer import Recognizer
 
 RATE = 16000
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A valid model file with a window of 2 s."""
-    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_file())
-    return path
 
 
 @pytest.fixture(scope="session")

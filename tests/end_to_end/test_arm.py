@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs qemu-user"),
 ]
 
-BIN = Path(sys.executable).parent
+Run = Callable[[Path, str], str]
 
 MODELS = ("window.onnx", "stream.onnx", "window.tflite", "stream.tflite")
 """Files of one run; each is named after its form."""
@@ -58,23 +59,14 @@ np.savez(target, **found)
 """
 
 
-def run(folder: Path, command: str) -> str:
-    """Run a command of ours in a folder and return what it prints."""
-    words = command.split()
-    done = subprocess.run([BIN / words[0], *words[1:]], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def root() -> Iterator[ArmRoot]:
-    arm = ArmRoot()
-    try:
-        arm.__enter__()
-    except RuntimeError as error:  # no mirror, no index: that says nothing of ser-edge
-        pytest.skip(f"no ARM root can be built here: {error}")
-    yield arm
-    arm.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            arm = stack.enter_context(ArmRoot())
+        except RuntimeError as error:  # no mirror, no index: that says nothing of ser-edge
+            pytest.skip(f"no ARM root can be built here: {error}")
+        yield arm
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, trained: Path) -> Path:
+def model(request: pytest.FixtureRequest, trained: Path, run: Run) -> Path:
     """Return an int8 file of each kind."""
     file = trained / request.param
     run(trained, f"sertool export run --force --precision int8 --form {file.stem} -o {file.name}")
@@ -125,14 +117,14 @@ def test_it_runs_on_the_processor_it_says(root: ArmRoot) -> None:
     assert said.split() == ["aarch64", "3", "11"]
 
 
-def test_info_and_verify_pass_the_self_test(model: Path, root: ArmRoot) -> None:
+def test_info_and_verify_pass_the_self_test(model: Path, root: ArmRoot, run: Run) -> None:
     here = json.loads(run(model.parent, f"ser-edge info {model} --json"))
     assert json.loads(root.run("ser-edge", "info", model, "--json").stdout) == here
     assert here["self_test"] == "passed"
     root.run("ser-edge", "verify", model)
 
 
-def test_recordings_get_the_same_answers(model: Path, clips: dict[str, Path], root: ArmRoot) -> None:
+def test_recordings_get_the_same_answers(model: Path, clips: dict[str, Path], root: ArmRoot, run: Run) -> None:
     words = ["file", model, *clips.values(), "--json"]
     here = run(model.parent, " ".join(map(str, ["ser-edge", *words])))
     there = root.run("ser-edge", *words).stdout
@@ -159,7 +151,7 @@ def test_bench_measures(model: Path, root: ArmRoot) -> None:
 
 @pytest.mark.parametrize("model", ["stream.onnx"], indirect=True)
 @pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
-def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, tmp_path: Path) -> None:
+def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, tmp_path: Path, run: Run) -> None:
     pause = np.random.default_rng(0).integers(1, 10, 16000).astype(np.int16)
     clip = write_wav(tmp_path / "clip.wav", np.concatenate([syllables(1.9, 150), pause, syllables(1.4, 550), pause]))
     # One score in a segment and one at its end: a slow machine has none to leave out.

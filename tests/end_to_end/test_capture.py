@@ -10,14 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-import wave
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_file
+from quick_run import write_wav
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
@@ -29,24 +27,9 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_file())
-    return path
-
-
-@pytest.fixture(scope="module")
-def talk(tmp_path_factory) -> Path:
-    """Noise with four bursts a second, never zero, for longer than any test takes."""
-    path = tmp_path_factory.mktemp("talk") / "talk.wav"
-    moments = np.arange(60 * 16000) / 16000
-    loudness = 6000 * np.maximum(0, np.sin(2 * np.pi * 2 * moments + 0.5)) + 10
-    samples = np.round(np.random.default_rng(1).normal(0, 1, len(moments)) * loudness).astype(np.int16)
-    samples[samples == 0] = 1
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(samples.tobytes())
-    return path
+def talk(tmp_path_factory, bursts) -> Path:
+    """Speech for longer than any test takes."""
+    return write_wav(tmp_path_factory.mktemp("talk") / "talk.wav", bursts(60.0))
 
 
 class Talker:

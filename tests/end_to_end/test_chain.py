@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-BIN = Path(sys.executable).parent
+Run = Callable[[Path, str], str]
 
 RECIPE = """\
 [data]
@@ -25,16 +24,8 @@ epochs = 3
 """
 
 
-def run(folder: Path, command: str) -> str:
-    """Run a command of ours in a folder and return what it prints."""
-    words = command.split()
-    done = subprocess.run([BIN / words[0], *words[1:]], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """Return the folder in which the chain has run."""
     folder = tmp_path_factory.mktemp("chain")
     for part, language in (("source", "en"), ("target", "de")):
@@ -64,7 +55,7 @@ def predictions(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def recognised(folder: Path, model: str) -> list[dict[str, object]]:
+def recognised(folder: Path, model: str, run: Run) -> list[dict[str, object]]:
     files = " ".join(row["file"] for row in predictions(folder))
     return [json.loads(line) for line in run(folder, f"ser-edge file {model} {files} --json").splitlines()]
 
@@ -74,11 +65,11 @@ def probabilities(answers: list[dict[str, object]], labels: list[str]) -> np.nda
 
 
 @pytest.mark.parametrize(("model", "tolerance"), [("fp32.onnx", 1e-4), ("int8.onnx", 0.15)])
-def test_the_device_answers_as_the_evaluation_did(finished: Path, model: str, tolerance: float) -> None:
+def test_the_device_answers_as_the_evaluation_did(finished: Path, model: str, tolerance: float, run: Run) -> None:
     rows = predictions(finished)
     labels = json.loads(run(finished, f"ser-edge info {model} --json"))["labels"]
     expected = np.array([[float(row[label]) for label in labels] for row in rows])
-    found = probabilities(recognised(finished, model), labels)
+    found = probabilities(recognised(finished, model, run), labels)
     assert np.abs(found - expected).max() < tolerance
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.9
 
@@ -90,7 +81,7 @@ def test_test_speakers_are_in_no_graph_and_in_no_training(finished: Path) -> Non
     assert not any(f"/{speaker}_" in graph or f"/{speaker}/" in graph for speaker in tested)
 
 
-def test_metrics_travel_with_the_file(finished: Path) -> None:
+def test_metrics_travel_with_the_file(finished: Path, run: Run) -> None:
     metrics = json.loads((finished / "run" / "metrics.json").read_text(encoding="utf-8"))["test"]
     carried = json.loads(run(finished, "ser-edge info int8.onnx --json"))["metrics"]["test"]
     assert carried["uar"] == metrics["uar"]

@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from tiny_artifact import tiny_file
+from quick_run import write_wav
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
@@ -30,31 +29,10 @@ def microphone():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    path.write_bytes(tiny_file())
-    return path
-
-
-def syllables(seconds: float, loudness: float, seed: int) -> np.ndarray:
-    """Noise with four bursts a second: int16, never zero."""
-    random = np.random.default_rng(seed)
-    time = np.arange(round(seconds * 16000)) / 16000
-    envelope = loudness * np.maximum(0, np.sin(2 * np.pi * 2 * time + 0.5)) + 10
-    samples = np.round(random.normal(0, 1, len(time)) * envelope).astype(np.int16)
-    samples[samples == 0] = 1
-    return samples
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def clip(tmp_path_factory, bursts) -> Path:
     """Two utterances and a pause between them."""
-    path = tmp_path_factory.mktemp("clip") / "clip.wav"
-    samples = np.concatenate([syllables(2.3, 6000, 1), syllables(1.2, 0, 2), syllables(1.4, 2000, 3)])
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(samples.tobytes())
-    return path
+    samples = np.concatenate([bursts(2.3), bursts(1.2, loudness=0, seed=2), bursts(1.4, loudness=2000, seed=3)])
+    return write_wav(tmp_path_factory.mktemp("clip") / "clip.wav", samples)
 
 
 class Listening:

@@ -15,7 +15,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from mqtt_broker import MOSQUITTO, MqttBroker
 from quick_run import syllables, write_wav
-from tiny_artifact import tiny_file
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
@@ -28,13 +27,6 @@ OF_THE_SOUND_SYSTEM = (
 """PulseAudio's and JACK's client libraries, which PortAudio loads, keep a cookie and shared memory of their own."""
 
 BYTECODE = r"__pycache__"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.onnx"
-    path.write_bytes(tiny_file())
-    return path
 
 
 class Traced:
@@ -129,6 +121,6 @@ def test_a_microphone_is_heard_and_only_what_was_asked_for_is_written_or_reached
     assert len(pair - {"127.0.0.1:0"}) <= 1
     assert open_to_others == set()
     # A minute of speech would be two megabytes; a line of JSON has a few hundred bytes.
-    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path not in {model, clip}]
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != clip]
     assert sum(path.stat().st_size for path in kept if path.name != "strace.log") < 20_000
     assert b"RIFF" not in b"".join(path.read_bytes() for path in kept)

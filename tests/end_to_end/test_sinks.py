@@ -13,12 +13,11 @@ import wave
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from mqtt_broker import MOSQUITTO, MqttBroker
-from tiny_artifact import tiny_file
+from quick_run import write_wav
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(
@@ -35,13 +34,6 @@ def wait_until(condition, seconds: float = 30.0) -> None:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    path = tmp_path / "tiny.onnx"
-    path.write_bytes(tiny_file())
-    return path
 
 
 @pytest.fixture
@@ -69,15 +61,9 @@ def received():
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    """An utterance: noise with bursts, two a second."""
-    path = tmp_path_factory.mktemp("clip") / "clip.wav"
-    random, seconds = np.random.default_rng(1), np.arange(24000) / 16000
-    samples = random.normal(0, 1, len(seconds)) * (6000 * np.maximum(0, np.sin(4 * np.pi * seconds + 0.5)) + 10)
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(np.round(samples).astype("<i2").tobytes())
-    return path
+def clip(tmp_path_factory, bursts) -> Path:
+    """An utterance."""
+    return write_wav(tmp_path_factory.mktemp("clip") / "clip.wav", bursts(1.5))
 
 
 def start_listening(microphone: VirtualMicrophone, *options: object, **streams: object) -> subprocess.Popen:
