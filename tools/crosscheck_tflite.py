@@ -20,6 +20,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from random_networks import settle
 
 from edge_runtime.frontend import FloatArray
 from edge_runtime.litert import WINDOW
@@ -29,16 +30,6 @@ from sertool.networks import NETWORKS, Student, TimePadding, build_network, pred
 
 FRAMES, MEL_BANDS, WINDOWS, CLASSES = 373, 64, 4, 7
 LARGEST_DIFFERENCE = 1e-5
-
-
-def settled(network: Student) -> Student:
-    """Give fresh batch normalisations weights and statistics that a wrong folding would show."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias)
-    network.train()(torch.randn(4, 1, 96, MEL_BANDS))
-    return network.eval()
 
 
 def official(network: Student, folder: Path) -> bytes:
@@ -80,7 +71,7 @@ def main() -> None:
     worst = 0.0
     for name in NETWORKS:
         for padding in get_args(TimePadding):
-            network = settled(build_network(name, CLASSES, padding))
+            network = settle(build_network(name, CLASSES, padding), items=4, frames=96, bias_std=1.0)
             expected = predict(network, windows)
             with tempfile.TemporaryDirectory() as folder:
                 theirs = official(network, Path(folder))

@@ -1,4 +1,4 @@
-"""Files of networks with random weights, which cost what trained ones cost: for what measures cost alone."""
+"""Networks with random weights: they cost what trained ones cost, and settled ones show what is computed wrongly."""
 
 from __future__ import annotations
 
@@ -31,6 +31,27 @@ def random_network(name: str) -> Student:
     """Return a causal network, which every form can be made from."""
     torch.manual_seed(0)
     return build_network(name, 7, "causal").eval()
+
+
+def settle(network: Student, items: int = 2, frames: int = 64, bias_std: float = 0.2) -> Student:
+    """Give fresh batch normalisations weights and statistics that a wrong folding would show.
+
+    Args:
+        network: with fresh weights; changed.
+        items: windows of noise that the statistics are taken of.
+        frames: of each.
+        bias_std: deviation of the biases.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=bias_std)
+    with torch.no_grad():
+        network.train()(torch.randn(items, 1, frames, FRONT_END.mel_bands))
+    return network.eval()
 
 
 def write_files(network: Student, folder: Path) -> dict[str, tuple[Path, Path]]:

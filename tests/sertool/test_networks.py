@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_networks import settle
 from torch import nn
 
 from edge_runtime.errors import UsageError
@@ -43,14 +44,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def settled(name: str, time_padding: str) -> Student:
     """Return a network whose batch normalisation has seen data, so that it does more than pass values on."""
     torch.manual_seed(0)
-    network = build_network(name, 7, time_padding)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(2, 1, 32, 64))
-    return network.eval()
+    return settle(build_network(name, 7, time_padding), frames=32)
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------

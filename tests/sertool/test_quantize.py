@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from torch import nn
+from random_networks import settle
 
 from sertool.export.onnx import to_onnx
 from sertool.export.quantize import _round_to_exact, quantize
@@ -20,15 +20,9 @@ from sertool.networks import build_network
 def quantized(request: pytest.FixtureRequest) -> onnx.ModelProto:
     """A small network with settled batch normalisation, quantised on noise."""
     torch.manual_seed(0)
-    network = build_network(request.param, 4, "causal", 0.125)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(2, 1, 64, 64))
+    network = settle(build_network(request.param, 4, "causal", 0.125))
     windows = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
-    return quantize(to_onnx(network.eval(), 64, 64), windows)
+    return quantize(to_onnx(network, 64, 64), windows)
 
 
 def steps(model: onnx.ModelProto, operator: str) -> list[np.float32]:

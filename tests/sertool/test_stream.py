@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from random_networks import settle
 
 from edge_runtime.backends import Backend, OnnxStreamBackend, load_backend
 from sertool.export.onnx import to_onnx
@@ -80,14 +81,7 @@ class Case:
 def settled(name: str, time_padding: str) -> ModelProto:
     """Return the window model of a narrow network whose batch normalisation has seen data."""
     torch.manual_seed(0)
-    network = build_network(name, 5, time_padding, WIDTH)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.2)
-    with torch.no_grad():
-        network.train()(torch.randn(2, 1, 256, 64))
-    return to_onnx(network.eval(), 128, 64)
+    return to_onnx(settle(build_network(name, 5, time_padding, WIDTH), frames=256), 128, 64)
 
 
 @cache

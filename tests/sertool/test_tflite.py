@@ -15,6 +15,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, helper, numpy_helper
+from random_networks import settle
 
 from edge_runtime.litert import HEAD, TRUNK, WINDOW, LiteRtBackend, LiteRtStreamBackend, open_litert
 from edge_runtime.model_file import ModelFile
@@ -43,13 +44,7 @@ def windows(frames: int, count: int = 1, seed: int = 0) -> np.ndarray:
 def network(name: str, time_padding: str) -> Student:
     """A network whose running statistics, weights and biases are none of those it is made with."""
     torch.manual_seed(0)
-    student = build_network(name, 5, time_padding, 0.125)
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias)
-    student.train()(torch.randn(4, 1, 64, 64))
-    return student.eval()
+    return settle(build_network(name, 5, time_padding, 0.125), items=4, bias_std=1.0)
 
 
 @cache
