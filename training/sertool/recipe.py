@@ -273,15 +273,25 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "training.average=0.99",
     ),
 }
-"""Recipes by name, as what they change of the defaults: the paper's own, and what did best at the same cost on a board
-(docs/results.md)."""
+PRESETS["pretraining"] = (
+    *PRESETS["device"],
+    "normalization.by=corpus",
+    "training.epochs=8",
+    "training.batch_size=32",
+)
+"""Recipes by name, as what they change of the defaults: the paper's own, what did best at the same cost on a board, and
+what that begins with (docs/results.md)."""
 
 
-def preset(name: str) -> Recipe:
+def preset(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return one of :data:`PRESETS`.
 
+    Args:
+        name: which.
+        overrides: as for :func:`load_recipe`.
+
     Raises:
-        UsageError: another name.
+        UsageError: another name, or an override that cannot be.
 
     Example:
         >>> preset("device").network.time_padding
@@ -290,7 +300,7 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise UsageError(f"--preset {name!r} is unknown; {nearest(name, PRESETS)}")
     content: dict[str, Any] = {}
-    for override in PRESETS[name]:
+    for override in (*PRESETS[name], *overrides):
         _override(content, override, SECTIONS)
     return parse_recipe(content)
 

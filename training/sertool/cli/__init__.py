@@ -18,6 +18,7 @@ from sertool.cli import (
     networks,
     paper,
     parity,
+    pretrain,
     recipe,
     split,
     teacher,
@@ -38,6 +39,7 @@ app.command("embed")(embed.embed)
 app.command("graph")(graph.graph)
 app.add_typer(recipe.app, name="recipe")
 app.command("networks")(networks.networks)
+app.command("pretrain")(pretrain.pretrain)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)

@@ -127,7 +127,7 @@ def make(
     from sertool.corpora.adapters import relabelled
 
     _refuse_other_suffix(output)
-    renames = _renames(rename or [])
+    renames = parse_renames(rename or [])
     options = {
         "--language": language,
         "--speaker-pattern": speaker_pattern,
@@ -172,7 +172,7 @@ def join(
     if len(manifests) < 2:
         raise UsageError(f"{manifests[0]}: one manifest alone; give two or more to join")
     every = joined([load_manifest(path) for path in manifests])
-    clips = relabelled(every, _renames(rename or []), drop or [])
+    clips = relabelled(every, parse_renames(rename or []), drop or [])
     _save(clips, output, relative)
     for label, names in partial_labels(clips).items():
         typer.echo(f"note: {label!r} only in {', '.join(names)}", err=True)
@@ -252,7 +252,12 @@ def _synthetic_clips(root: Path, given: dict[str, Any]) -> list[Clip]:
         return list(progress.track(spoken, total=speakers * sentences * len(PROSODY), description="speaking"))
 
 
-def _renames(texts: list[str]) -> dict[str, str]:
+def parse_renames(texts: list[str]) -> dict[str, str]:
+    """Read the values of ``--rename``.
+
+    Raises:
+        UsageError: one is not OLD=NEW.
+    """
     pairs = {}
     for text in texts:
         old, equals, new = text.partition("=")

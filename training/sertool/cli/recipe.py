@@ -19,8 +19,12 @@ app = typer.Typer(no_args_is_help=True, help="Write and check training recipes."
 def new(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.toml"),
     preset: Annotated[
-        str, typer.Option(help="paper: as published; device: what did best as a stream on a board.")
+        str,
+        typer.Option(
+            help="paper: as published; device: what did best as a stream on a board; pretraining: what it begins with."
+        ),
     ] = "paper",
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a value.")] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a recipe with a comment on every key.
@@ -29,11 +33,11 @@ def new(
 
       sertool recipe new recipe.toml
 
-      sertool recipe new recipe.toml --preset device
+      sertool recipe new recipe.toml --preset device --set data.manifest=mine.csv
     """
     if path.is_file() and not force:
         raise UsageError(f"{path}: exists already; give another name or --force")
-    write_text(path, write_recipe(named_preset(preset)))
+    write_text(path, write_recipe(named_preset(preset, overrides)))
     typer.echo(f"{path}: edit it, then run: sertool train {path} -o runs/first")
 
 

@@ -77,7 +77,7 @@ def train(
             "data": {"fold": number},
             "training": {"start": _of_fold(chosen.training.start, number)},
         }
-        _train(_updated(chosen, update), run, allow_seen)
+        train_run(_updated(chosen, update), run, allow_seen)
     typer.echo(f"{folder}: trained; now run: {_next_command(chosen, folder)}")
 
 
@@ -107,14 +107,14 @@ def _request(
     further = [f"training.start={json.dumps(str(start))}"] if start else []
     further += ["training.quantization_aware=true"] if qat else []
     if recipe:
-        return _absolute(load_recipe(recipe, [*further, *overrides])), output or Path("runs") / recipe.stem
+        return with_absolute_paths(load_recipe(recipe, [*further, *overrides])), output or Path("runs") / recipe.stem
     if not start:
         raise UsageError("no recipe: give one, e.g. sertool train recipe.toml, or a run to go on from: --from RUN")
     fold = next(iter(sorted(start.glob("fold-*/recipe.toml"))), start / "recipe.toml")
     if not fold.is_file():
         raise UsageError(f"{start}: no such run folder; make one with: sertool train")
     fresh = "training.quantization_aware=false"
-    chosen = _absolute(load_recipe(fold, [*FINE_TUNING, fresh, *further, *overrides]))
+    chosen = with_absolute_paths(load_recipe(fold, [*FINE_TUNING, fresh, *further, *overrides]))
     return chosen, output or start.with_name(f"{start.name}-{'qat' if qat else 'tuned'}")
 
 
@@ -129,7 +129,8 @@ def _updated(recipe: Recipe, update: dict[str, dict[str, Any]]) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
-def _train(recipe: Recipe, run: Path, allow_seen: bool) -> None:
+def train_run(recipe: Recipe, run: Path, allow_seen: bool = False) -> None:
+    """Train one run, with its progress shown; see :func:`sertool.fit.fit`."""
     from sertool.fit import fit
 
     with progress_bar() as progress:
@@ -164,8 +165,8 @@ def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[E
     return show
 
 
-def _absolute(recipe: Recipe) -> Recipe:
-    """Paths in a recipe are meant from the folder the command runs in; a run keeps them absolute."""
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe of a run: paths are meant from the folder that the command runs in, and a run may be moved."""
 
     def absolute(path: str) -> str:
         return str(Path(path).absolute()) if path else ""
