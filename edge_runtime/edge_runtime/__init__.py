@@ -27,6 +27,8 @@ from edge_runtime.errors import (
 
 if TYPE_CHECKING:
     from edge_runtime.artifact import Artifact
+    from edge_runtime.calibrate import Calibrator
+    from edge_runtime.calibration import Calibration
     from edge_runtime.events import Event, Reason
     from edge_runtime.listener import Health, Listener
     from edge_runtime.microphone import Microphone
@@ -44,6 +46,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Artifact": "artifact",
     "AudioFile": "recordings",
+    "Calibration": "calibration",
+    "Calibrator": "calibrate",
     "Event": "events",
     "Health": "listener",
     "Listener": "listener",
@@ -62,6 +66,8 @@ __all__ = [
     "ArtifactError",
     "AudioError",
     "AudioFile",
+    "Calibration",
+    "Calibrator",
     "DeviceError",
     "Event",
     "Health",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from quick_run import write_wav
+from tiny_artifact import tiny_artifact, tiny_file
 from virtual_microphone import VirtualMicrophone
 
 pytestmark = pytest.mark.skipif(not shutil.which("pulseaudio"), reason="needs pulseaudio and pulseaudio-utils")
@@ -135,3 +137,44 @@ def test_without_a_sound_server_there_is_one_line(model, tmp_path, command):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "no microphone found" in done.stderr
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A model that was trained to be calibrated."""
+    artifact = tiny_artifact()
+    path = tmp_path / "personal.onnx"
+    path.write_bytes(
+        tiny_file(artifact=replace(artifact, normalization=replace(artifact.normalization, personal=True)))
+    )
+    return path
+
+
+def test_a_microphone_is_calibrated_to_what_its_recording_would_give(trained, tmp_path, bursts, microphone):
+    parts = [bursts(3.5, 6000, 1), bursts(1.0, 0, 2), bursts(3.5, 3000, 3), bursts(1.0, 0, 4)]
+    talk = write_wav(tmp_path / "talk.wav", np.concatenate(parts))
+    command, to_file = [SER_EDGE, "calibrate", str(trained)], ["--json", "-o", str(tmp_path / "calibration.json")]
+    recorded = json.loads(subprocess.run([*command, talk, *to_file], capture_output=True, check=True).stdout)
+    process = subprocess.Popen(
+        [*command, *to_file, "--seconds", "7"], env=microphone.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "talk or read aloud, calmly" in process.stderr.readline()
+    microphone.play(talk)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, "")
+    heard = json.loads(stdout)
+    np.testing.assert_allclose(heard["mean"], recorded["mean"], atol=0.5)
+    np.testing.assert_allclose(heard["std"], recorded["std"], atol=0.5)
+    assert heard["seconds"] == pytest.approx(
+        recorded["seconds"], abs=1.0
+    )  # the padding depends on what was heard before
+
+
+def test_a_microphone_that_hears_nobody_is_given_up(trained, tmp_path, microphone):
+    done = subprocess.run(
+        [SER_EDGE, "calibrate", str(trained), "--patience", "5", "-o", str(tmp_path / "a.json")],
+        env=microphone.environment, capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1 and "0 s of speech in 5 s, not 30; speak closer to it" in done.stderr
+    assert not (tmp_path / "a.json").exists()
