@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.calibration import Calibration, refuse_untrained
 from edge_runtime.errors import AudioError
 from edge_runtime.events import Event, Reason
-from edge_runtime.frontend import SMALLEST_STD, FloatArray, as_samples, log_mel
+from edge_runtime.frontend import SMALLEST_STD, FloatArray, Normalization, as_samples, log_mel
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.session import Session
 from edge_runtime.settings import Settings
@@ -137,12 +138,9 @@ class Calibrator:
                 f"{source}: {self.seconds:.1f} s of speech are too little to calibrate on; needed: {LEAST_S:g} s, "
                 f"better {ENOUGH_S:g} s"
             )
-        mean, power = self._sums / self._frames
-        std = np.sqrt(np.maximum(power - mean**2, SMALLEST_STD**2))
+        constants = constants_of(self._sums, self._frames)
         made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return Calibration(
-            tuple(mean.tolist()), tuple(std.tolist()), self._front_end, round(self.seconds, 2), made, source
-        )
+        return Calibration(constants.mean, constants.std, self._front_end, round(self.seconds, 2), made, source)
 
     def _measure(self, events: list[Event]) -> None:
         """Measure the segments that ended, and forget the audio up to there."""
@@ -159,8 +157,31 @@ class Calibrator:
             self._kept, self._kept_from = self._kept[position - self._kept_from :], position
 
     def _add(self, speech: FloatArray) -> None:
-        frames = log_mel(speech, self._front_end).astype(np.float64)
-        self._sums += frames.sum(axis=0), np.square(frames).sum(axis=0)
+        frames = log_mel(speech, self._front_end)
+        self._sums += sums_of(frames)
         self._frames += len(frames)
         self._samples += len(speech)
         self._full_scale += int((np.abs(speech) >= FULL_SCALE).sum())
+
+
+def sums_of(frames: FloatArray) -> NDArray[np.float64]:
+    """Return the sums (2, mel_bands) of frames (n, mel_bands) and of their squares.
+
+    Example:
+        >>> sums_of(np.array([[1.0], [3.0]], np.float32)).tolist()
+        [[4.0], [10.0]]
+    """
+    values = frames.astype(np.float64)
+    return np.stack([values.sum(axis=0), np.square(values).sum(axis=0)])
+
+
+def constants_of(sums: NDArray[np.float64], frames: int) -> Normalization:
+    """Return mean and standard deviation of so many frames from their sums; at least 1 dB, as of statistics that run.
+
+    Example:
+        >>> constants_of(np.array([[4.0], [10.0]]), 2)
+        Normalization(mean=(2.0,), std=(1.0,), prior_frames=0, memory_frames=0, personal=False)
+    """
+    mean, power = sums / frames
+    std = np.sqrt(np.maximum(power - mean**2, SMALLEST_STD**2))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_runtime.calibrate import LEAST_S
-from edge_runtime.frontend import SMALLEST_STD, FloatArray, FrontEnd, Normalization
+from edge_runtime.calibrate import LEAST_S, constants_of, sums_of
+from edge_runtime.frontend import FrontEnd, Normalization
 from sertool.features import ClipFrames
 from sertool.recipe import Normalizing
 
@@ -50,7 +49,7 @@ def personal_constants(
     """
     enough, least = (round(seconds * front_end.frame_rate) for seconds in (settings.personal_seconds, LEAST_S))
     calm = _calm_rows(speakers, labels, settings.personal_label)
-    sums = {row: _sums(clips[row]) for rows in calm.values() for row in rows}
+    sums = {row: sums_of(clips[row]) for rows in calm.values() for row in rows}
     found: dict[tuple[int, ...], Normalization] = {}
     chosen = []
     for row, speaker in enumerate(speakers):
@@ -58,7 +57,7 @@ def personal_constants(
         frames = np.cumsum([0, *(len(clips[other]) for other in others)])
         taken = tuple(others[: int(np.searchsorted(frames, enough))])
         if taken not in found and frames[len(taken)] >= least:
-            found[taken] = _constants(np.sum([sums[other] for other in taken], axis=0) / frames[len(taken)])
+            found[taken] = constants_of(np.sum([sums[other] for other in taken], axis=0), int(frames[len(taken)]))
         chosen.append(found.get(taken, usual[row]))
     return chosen
 
@@ -70,15 +69,3 @@ def _calm_rows(speakers: Sequence[str], labels: Sequence[str], calm: str) -> dic
         if labels[row] == calm:
             rows.setdefault(speakers[row], []).append(row)
     return rows
-
-
-def _sums(clip: FloatArray) -> NDArray[np.float64]:
-    """Return the sums (2, mel_bands) of a clip's frames and of their squares."""
-    frames = clip.astype(np.float64)
-    return np.stack([frames.sum(axis=0), np.square(frames).sum(axis=0)])
-
-
-def _constants(moments: NDArray[np.float64]) -> Normalization:
-    mean, power = moments
-    std = np.sqrt(np.maximum(power - mean**2, SMALLEST_STD**2))
-    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
