@@ -336,10 +336,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _file(arguments: argparse.Namespace) -> int:
-    from edge_runtime.recognizer import Recognizer
-
-    recognizer = Recognizer(arguments.model)
-    settings = _calibrated(arguments, [recognizer])
+    (recognizer,), read_settings = _loaded(arguments, [arguments.model])
+    settings = read_settings()
     status = 0
     for path in arguments.audio:
         try:
@@ -446,6 +444,15 @@ def _show_speech(seconds: float, enough: float) -> None:
         print(f"ser-edge: {seconds:.0f}{of} s of speech", end=end, file=sys.stderr, flush=True)
 
 
+def _loaded(arguments: argparse.Namespace, paths: Sequence[str]) -> tuple[list[Recognizer], Callable[[], Settings]]:
+    """Return the models, and what reads the settings for them from the options and their files, as often as asked."""
+    from edge_runtime.recognizer import Recognizer
+
+    settings_from(arguments)  # a mistake in them is said before models are looked for
+    models = [Recognizer(path) for path in paths]
+    return models, lambda: _calibrated(arguments, models)
+
+
 def _calibrated(arguments: argparse.Namespace, models: Sequence[Recognizer]) -> Settings:
     """Return the settings, with the calibration of this installation where there is one for these models."""
     from edge_runtime.calibration import default_path
@@ -521,12 +528,11 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _listen(arguments: argparse.Namespace) -> int:
     from edge_runtime.listener import Listener
     from edge_runtime.monitor import Monitor
-    from edge_runtime.recognizer import Recognizer
     from edge_runtime.service import ServiceManager
     from edge_runtime.sinks import Fanout, LineSink
 
-    models = [Recognizer(path) for path in [arguments.model, *arguments.others]]
-    settings = _calibrated(arguments, models)
+    models, read_settings = _loaded(arguments, [arguments.model, *arguments.others])
+    settings = read_settings()
     source = _source(arguments, settings, models[0].artifact.front_end.sample_rate)
     ear = Listener(models if arguments.others else models[0], settings, source=source)
     lost_output: list[Exception] = []
@@ -551,7 +557,7 @@ def _listen(arguments: argparse.Namespace) -> int:
     )
     live = _is_watched(arguments)
     with ExitStack() as views, Fanout(say=say, patient=not ear.source.live) as fanout:
-        _answer_signals(ear, fanout, arguments, lambda: _calibrated(arguments, models), say)
+        _answer_signals(ear, fanout, arguments, read_settings, say)
         if not live:
             fanout.add(LineSink(sys.stdout.fileno(), arguments.json), on_error=end_without_output)
         for sink in open_sinks(arguments, say=say, health=health):

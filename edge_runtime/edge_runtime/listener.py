@@ -32,6 +32,10 @@ LATENCIES = 1000
 DELIVERY_POLL_S = 0.1
 """How often a full queue is tried again, and so how soon :meth:`Listener.close` ends the wait for it."""
 
+SIGNAL_POLL_S = 1.0
+"""A wait ends this often to look for signals: one that the system gives to another thread, or that comes just before
+the wait, does not end it."""
+
 
 @dataclass(frozen=True)
 class Health:
@@ -233,12 +237,17 @@ class Listener:
     def _next(self) -> Event | None:
         if self._thread.ident is None:
             raise UsageError("the listener is not listening; write: with Listener(model) as ear: ...")
-        event = self._events.get()
+        event = self._wait()
         if event is None:
             self._events.put(None)  # for whoever else waits, now or later
             if self._error is not None:
                 raise self._error
         return event
+
+    def _wait(self) -> Event | None:
+        while True:
+            with suppress(queue.Empty):
+                return self._events.get(timeout=SIGNAL_POLL_S)
 
     def _listen(self) -> None:
         try:

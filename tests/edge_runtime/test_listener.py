@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal as signals
 import threading
 import time
 from datetime import datetime
@@ -250,6 +251,22 @@ def test_stop_still_gives_the_last_events(recognizer, speech):
                 ear.stop()
     assert events[-1].kind == "end"
     assert events[-1].end == 2.0
+
+
+def test_a_signal_that_another_thread_got_ends_a_wait(recognizer):
+    with Listener(recognizer, source=FakeSource([], endless=True)) as ear:
+        before = signals.signal(signals.SIGUSR1, lambda *_: ear.stop())  # runs on this thread, which waits
+        sender = threading.Timer(0.2, lambda: signals.pthread_kill(threading.get_ident(), signals.SIGUSR1))
+        rescue = threading.Timer(20.0, ear.stop)
+        try:
+            sender.start()
+            rescue.start()
+            assert [event.kind for event in ear] == ["no_speech"]
+            assert rescue.is_alive()
+        finally:
+            rescue.cancel()
+            sender.join()
+            signals.signal(signals.SIGUSR1, before)
 
 
 def test_close_may_come_twice_from_any_thread_and_before_the_start(recognizer):
