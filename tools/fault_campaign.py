@@ -151,7 +151,9 @@ def _is_distribution(probabilities: dict[str, float] | None) -> bool:
     return all(0 <= value <= 1 for value in values) and abs(sum(values) - 1) < 1e-4
 
 
-def compare(events: list[dict[str, Any]], faults: list[Fault], kind: str, stall: float, until: float) -> list[str]:
+def compare(
+    events: list[dict[str, Any]], faults: list[Fault], kind: str, stall: float, retry: float, until: float
+) -> list[str]:
     """Return where events and what was done to the sound system disagree.
 
     Args:
@@ -159,6 +161,7 @@ def compare(events: list[dict[str, Any]], faults: list[Fault], kind: str, stall:
         faults: that it had.
         kind: ``microphone`` or ``pipe``: a pipe tells nothing of pauses shorter than ``stall``.
         stall: the setting.
+        retry: the setting.
         until: seconds of the clock at which listening ended.
     """
     silent = [(e["start"], e["end"]) for e in events if e["kind"] in {"gap", "source_restored"}]
@@ -182,21 +185,34 @@ def compare(events: list[dict[str, Any]], faults: list[Fault], kind: str, stall:
             for start, end in segments
             if start < lost[1] and end > lost[0]
         ]
-    for began, ended in _undisturbed(faults, until, stall):
+    for began, ended in _undisturbed(_disturbances(faults, stall, retry), until):
         if not any(start < began + 0.5 and end > ended - 0.5 for start, end in segments):
             wrong.append(f"speech at {began:.2f} to {ended:.2f} s: nobody heard it")
     return wrong
 
 
-def _undisturbed(faults: list[Fault], until: float, stall: float) -> Iterator[tuple[float, float]]:
-    """Give each utterance that no fault comes near to."""
+def _disturbances(faults: list[Fault], stall: float, retry: float) -> list[tuple[float, float]]:
+    """Return from when to when faults may keep an utterance from being heard.
+
+    A device is tried again after as long as it has been away, and after ``retry`` at most. One that is away again
+    before that was never back: the tries go on as rarely as they had become.
+    """
+    disturbances: list[tuple[float, float]] = []
+    for fault in faults:
+        start = fault.start - RECOVERY_S
+        if disturbances and start < disturbances[-1][1]:
+            start, _ = disturbances.pop()
+        away = fault.end - start
+        disturbances.append((start, fault.end + min(away, retry) + stall + RECOVERY_S))
+    return disturbances
+
+
+def _undisturbed(disturbances: list[tuple[float, float]], until: float) -> Iterator[tuple[float, float]]:
+    """Give each utterance that no disturbance comes near to."""
     for loop in range(int(until / LOOP_S) + 1):
         for start, end in UTTERANCES:
             began, ended = loop * LOOP_S + start, loop * LOOP_S + end
-            # A device is tried again after as long as it has been away, at most.
-            near = any(
-                f.start - RECOVERY_S < ended and 2 * f.end - f.start + RECOVERY_S + stall > began for f in faults
-            )
+            near = any(first < ended and last > began for first, last in disturbances)
             if not near and ended + RECOVERY_S < until:
                 yield began, ended
 
@@ -314,7 +330,8 @@ def run_simulated(seed: int, recognizers: list[Recognizer]) -> Outcome:
         outcome.wrong += _listen(listener, settings.exit_on_loss)
         listened_until = min(until, sound.time)
     outcome.wrong += examine(events)
-    outcome.wrong += compare(events, faults, kind, max(settings.stall, settings.buffer), listened_until)
+    noticed_after = max(settings.stall, settings.buffer)
+    outcome.wrong += compare(events, faults, kind, noticed_after, settings.retry, listened_until)
     outcome.wrong += _counted(listener, events)
     if (after := _open_things()) > before:
         outcome.wrong.append(f"left behind: {after} threads and open files, {before} before")
