@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from fault_campaign import campaign, compare, examine
+from fault_campaign import Memory, campaign, compare, examine, left_behind
 from mqtt_broker import MOSQUITTO
 from simulated_sound import Fault
 
@@ -105,3 +105,13 @@ def test_a_device_that_is_gone_again_before_it_was_tried_counts_as_gone_from_the
     assert compare(events, [gone], "microphone", 1.0, 30.0, until=50.0) == unheard
     assert compare(events, [gone, refused], "microphone", 1.0, 30.0, until=50.0) == []
     assert compare(events, [gone, refused], "microphone", 1.0, 1.0, until=50.0) == unheard
+
+
+def test_objects_that_runs_leave_behind_are_named() -> None:
+    kept: list[dict] = []
+    before = Memory.now()
+    kept += [{} for _ in range(1000)]
+    after = Memory.now()
+    assert left_behind(before, after, runs=10) == [f"{after.objects - before.objects} objects left behind by 10 runs"]
+    assert left_behind(before, after, runs=100) == []
+    assert left_behind(after, before, runs=10) == []
