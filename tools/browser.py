@@ -88,6 +88,10 @@ class Browser:
         )
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def live_in(self, time_zone: str) -> None:
+        """Let the browser be in a time zone: ``Asia/Tokyo``."""
+        self._call("Emulation.setTimezoneOverride", timezoneId=time_zone)
+
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression in the page."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)

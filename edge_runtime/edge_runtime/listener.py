@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +20,7 @@ from edge_runtime.microphone import Microphone
 from edge_runtime.recognizer import Recognizer
 from edge_runtime.session import Hearing, Session, SessionGroup
 from edge_runtime.settings import FIXED, Settings
-from edge_runtime.sources import Block, Loss, Source, now
+from edge_runtime.sources import Block, Loss, Source, now, wall_time
 
 EVENTS_WAITING = 1000
 """Events that may wait for a slow application; then inference waits too, and audio it misses is a ``gap`` event."""
@@ -299,9 +298,8 @@ class Listener:
 
     def _give(self, events: list[Event]) -> None:
         for event in events:
-            wall = datetime.now().astimezone().isoformat(timespec="milliseconds")
             health = self.health().to_dict() if event.kind in SOURCE_KINDS else None
-            self._deliver(replace(event, health=health, wall=wall))
+            self._deliver(replace(event, health=health, wall=wall_time()))
 
     def _enqueue(self, event: Event | None) -> None:
         while not self._closing.is_set():

@@ -14,7 +14,7 @@ from edge_runtime.events import Event
 from edge_runtime.gate import LOWEST_DB
 from edge_runtime.listener import Health, Listener
 from edge_runtime.session import Hearing
-from edge_runtime.sources import now
+from edge_runtime.sources import now, wall_time
 
 TIMELINE_S = 300.0
 """How long ago an event may be to be shown still."""
@@ -39,17 +39,19 @@ class Entry:
         revision: grows with each event and message; no two have the same.
         end: second of the stream up to which it goes, or at which it was said.
         what: an event (for speech, the segment's newest), or what was said.
+        wall: when that was, ISO 8601 with the offset from UTC.
     """
 
     number: int
     revision: int
     end: float
     what: Event | str
+    wall: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the number, and the ``event`` or the ``message``, ready for JSON."""
+        """Return the number, the time, and the ``event`` or the ``message``, ready for JSON."""
         found = {"message": self.what} if isinstance(self.what, str) else {"event": self.what.to_dict()}
-        return {"number": self.number, **found}
+        return {"number": self.number, "wall": self.wall, **found}
 
 
 @dataclass(frozen=True)
@@ -133,20 +135,20 @@ class Monitor:
         if event.kind == "source_lost":
             self._outage = event.detail or ""
             self._lost_at = now()
-        self._put((f"{stretch} {event.model}", event.start), event.end, event)
+        self._put((f"{stretch} {event.model}", event.start), event.end, event, event.wall or wall_time())
 
     def say(self, message: str) -> None:
         """Take a message of the program's."""
-        self._put((message, self._revision), self._ear.hearing().position, message)
+        self._put((message, self._revision), self._ear.hearing().position, message, wall_time())
 
-    def _put(self, key: tuple[str, float], end: float, what: Event | str) -> None:
+    def _put(self, key: tuple[str, float], end: float, what: Event | str, wall: str) -> None:
         with self._lock:
             self._revision += 1
             known = self._entries.get(key)
             if known is None:
                 self._numbers += 1
             number = self._numbers if known is None else known.number
-            self._entries[key] = Entry(number, self._revision, end, what)
+            self._entries[key] = Entry(number, self._revision, end, what, wall)
             oldest = next(iter(self._entries))
             while self._entries[oldest].end < end - TIMELINE_S or len(self._entries) > MOST_ENTRIES:
                 del self._entries[oldest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +77,11 @@ def now() -> float:
     """Return the seconds of a clock that nobody sets and that, where the system has one, counts its sleep too."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
+
+
+def wall_time() -> str:
+    """Return what time it is: ISO 8601 to the millisecond, with the offset from UTC."""
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
 
 
 def mono(channels: np.ndarray, channel: int | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +164,8 @@ def test_what_goes_wrong_is_among_the_entries():
         None, "mqtt: connection lost; listening goes on", "mqtt: connection lost; listening goes on",
     ]  # fmt: skip
     assert monitor.entries()[0].to_dict()["event"]["reason"] == "overflow"
+    said = datetime.fromisoformat(monitor.entries()[2].to_dict()["wall"])
+    assert abs(datetime.now(timezone.utc) - said) < timedelta(minutes=1)
     assert monitor.snapshot().undelivered == {"mqtt": 2}
 
 

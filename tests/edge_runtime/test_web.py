@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -307,6 +308,22 @@ def test_a_port_in_use_is_one_line(model, page):
     )  # fmt: skip
     expected = f"ser-edge: --web {port}: Address already in use; choose another address or port\n"
     assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", expected)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_events_and_messages_have_the_time_of_day_where_the_browser_is(page, monitor, monkeypatch):
+    monkeypatch.setattr("edge_runtime.monitor.wall_time", lambda: "2026-01-01T22:59:58.123+01:00")
+    monitor.note(replace(answer("end", 0.0, 1.5), wall="2026-01-01T22:00:00.999+01:00"))
+    monitor.say("mqtt: connection lost")
+    with Browser() as browser:
+        browser.live_in("Asia/Tokyo")
+        browser.open(page.url)
+        browser.wait_for("document.querySelectorAll('#events li').length === 2")
+        lines = browser.evaluate(
+            "[...document.querySelectorAll('#events li')].map(line => line.innerText.split('\\n'))"
+        )
+        assert lines == [["06:59:58", "! mqtt: connection lost"], ["06:00:00", "joy 75 %", "1.5 s"]]
+        assert browser.complaints == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
