@@ -77,6 +77,9 @@ RECOVERY_S = 3.0
 MOST_LEFT_BEHIND = 50
 """Objects that a run may leave for good: its outcome has a dozen, a listener that is not let go of a thousand."""
 
+FILLS_ONCE = 1000
+"""Objects that caches may gain, in however many runs."""
+
 DURATIONS = {
     "gone": (0.5, 20.0),
     "refuse": (0.5, 20.0),
@@ -90,9 +93,6 @@ DURATIONS = {
     "damage": (0.05, 4.0),
 }
 """Of each fault, seconds."""
-
-IN_A_PIPE = {"stall": (7.0, 12.0), "sleep": (7.0, 600.0), "burst": (0.1, 0.9)}
-"""A pause shorter than ``Settings.stall`` is late audio, as far as anyone can tell; one that is longer is a loss."""
 
 FAULTS = {
     "microphone": ("gone", "refuse", "stall", "burst", "zeros", "full_scale", "overflow", "sleep", "slow"),
@@ -157,15 +157,12 @@ def _is_distribution(probabilities: dict[str, float] | None) -> bool:
     return all(0 <= value <= 1 for value in values) and abs(sum(values) - 1) < 1e-4
 
 
-def compare(
-    events: list[dict[str, Any]], faults: list[Fault], kind: str, stall: float, retry: float, until: float
-) -> list[str]:
+def compare(events: list[dict[str, Any]], faults: list[Fault], stall: float, retry: float, until: float) -> list[str]:
     """Return where events and what was done to the sound system disagree.
 
     Args:
         events: of a whole run.
         faults: that it had.
-        kind: ``microphone`` or ``pipe``: a pipe tells nothing of pauses shorter than ``stall``.
         stall: the setting.
         retry: the setting.
         until: seconds of the clock at which listening ended.
@@ -176,11 +173,10 @@ def compare(
     segments = [(e["start"], e["end"]) for e in events if e["kind"] == "end"]
     wrong = []
     for fault in faults:
-        # What falls short of this cannot be told from audio that is late, or, in a pipe, from a pause.
-        least = 2 * MARGIN_S if kind == "microphone" else stall + MARGIN_S
         lost = (fault.start + MARGIN_S, min(fault.end, until) - MARGIN_S)
         noticed_by = until - stall - 1
-        if fault.kind not in LOSING or min(fault.end, noticed_by) - fault.start < least:
+        # What falls short of this cannot be told from audio that is late.
+        if fault.kind not in LOSING or min(fault.end, noticed_by) - fault.start < 2 * MARGIN_S:
             continue
         if fault.kind == "sleep" and fault.end > noticed_by:  # it is over before the end is asked for, or never
             continue
@@ -245,8 +241,7 @@ def draw_faults(draw: random.Random, kind: str, seconds: float) -> list[Fault]:
     start = draw.uniform(0.5, 6.0)
     while start < seconds:
         fault = draw.choice(FAULTS[kind])
-        durations = DURATIONS | (IN_A_PIPE if kind == "pipe" else {})
-        end = start + draw.uniform(*durations[fault])
+        end = start + draw.uniform(*DURATIONS[fault])
         faults.append(Fault(fault, start, end))
         start = end + draw.choice([draw.uniform(0.1, 2.0), draw.uniform(5.0, 40.0)])
         seconds += end - faults[-1].start if fault == "sleep" else 0.0
@@ -272,14 +267,15 @@ class SimulatedPipe:
     def select(self, readers: list[int], _writers: object, _errors: object, timeout: float) -> tuple[list[int], ...]:
         """Let time pass until there is something to read; stands for ``select.select``."""
         until = self._sound.time + timeout
-        while self._sound.time < until:
-            self._sound.advance(min(until, self._sound.time + self.PIECE_S))
+        while True:
             self._record()
             if self._waiting and not self._sound.fault("burst"):
                 written = os.write(self._start, self._waiting[: self.MOST_BYTES])
                 self._waiting = self._waiting[written:]
                 return readers, [], []
-        return [], [], []
+            if self._sound.time >= until:
+                return [], [], []
+            self._sound.advance(min(until, self._sound.time + self.PIECE_S))
 
     def _record(self) -> None:
         """Take down what was spoken meanwhile; a reader that is slow finds all of it."""
@@ -337,7 +333,7 @@ def run_simulated(seed: int, recognizers: list[Recognizer]) -> Outcome:
         listened_until = min(until, sound.time)
     outcome.wrong += examine(events)
     noticed_after = max(settings.stall, settings.buffer)
-    outcome.wrong += compare(events, faults, kind, noticed_after, settings.retry, listened_until)
+    outcome.wrong += compare(events, faults, noticed_after, settings.retry, listened_until)
     outcome.wrong += _counted(listener, events)
     if (after := _open_things()) > before:
         outcome.wrong.append(f"left behind: {after} threads and open files, {before} before")
@@ -593,7 +589,7 @@ class Memory:
 def left_behind(middle: Memory, end: Memory, runs: int) -> list[str]:
     """Return what is wrong with the memory after so many more runs."""
     grown = end.objects - middle.objects
-    return [f"{grown} objects left behind by {runs} runs"] if grown > MOST_LEFT_BEHIND * max(runs, 1) else []
+    return [f"{grown} objects left behind by {runs} runs"] if grown > FILLS_ONCE + MOST_LEFT_BEHIND * runs else []
 
 
 def print_table(outcomes: list[Outcome]) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 
 from edge_runtime.errors import DeviceError, MissingDependencyError, SerError, UsageError
 from edge_runtime.events import Reason
-from edge_runtime.frontend import as_samples
-from edge_runtime.resample import Resampler
+from edge_runtime.frontend import FloatArray, as_samples
+from edge_runtime.reception import Captured, Reception
 from edge_runtime.settings import Settings
 from edge_runtime.sources import SAMPLE_RATE, Block, DigitalSilence, Loss, mono, now
 
@@ -151,21 +151,6 @@ class RefusedError(DeviceError):
     """A device that is there and cannot be opened."""
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What one callback brought.
-
-    Attributes:
-        arrived: when, seconds of :func:`~edge_runtime.sources.now`.
-        first: number of the first frame in its stream, lost ones included where PortAudio tells.
-        frames: int16 (n, channels).
-    """
-
-    arrived: float
-    first: int
-    frames: np.ndarray
-
-
 class _Stream:
     """An open device. Its callback copies and enqueues, and nothing else: what blocks it loses audio.
 
@@ -241,6 +226,11 @@ class _Stream:
         _open_streams.discard(self)
 
 
+def _to_samples(frames: np.ndarray, channel: int | None) -> FloatArray:
+    samples = mono(frames, channel)
+    return as_samples(samples / 32768 if samples.dtype.kind == "f" else samples)
+
+
 def _channel_counts(device: InputDevice, channel: int | None) -> Iterable[int]:
     """Return the numbers of channels to try to open a device with."""
     if channel is None:
@@ -249,124 +239,6 @@ def _channel_counts(device: InputDevice, channel: int | None) -> Iterable[int]:
         raise UsageError(f"microphone {device.name!r} has no channel {channel}; valid: 1 to {device.channels}")
     # A single channel of several would be their mean, and a sound server that claims 32 makes up most of them.
     return dict.fromkeys((min(max(channel, 2), device.channels), device.channels))
-
-
-LATE_S = 0.3
-"""Audio that comes later than this may have followed a loss; no scheduler of an idle board is this late."""
-
-PATIENCE_S = 0.5
-"""A backlog comes faster than real time: when nothing made up for the delay in this time, the rest is lost."""
-
-BASELINE_S = 10.0
-"""Time in which the device's clock and ours cannot drift apart noticeably: 0.1 % of it is 10 ms."""
-
-
-class DropoutDetector:
-    """Tells audio that is late from audio that is lost, by the times at which it arrives.
-
-    PortAudio's overflow flag stays silent where audio is lost in a sound server. The lag of a frame is its arrival
-    minus the time that its number stands for; the least lag of late is what it costs to capture. A frame that lags
-    by ``LATE_S`` more is held back until a burst has made up for it, or has not: then so much is missing before it.
-
-    Args:
-        rate: Hz.
-
-    Example:
-        >>> detector = DropoutDetector(rate=1000)
-        >>> frames = np.zeros((100, 1), np.int16)
-        >>> times = [*np.arange(0, 2, 0.1), *np.arange(5, 7, 0.1)]
-        >>> found = [detector.push(Captured(t, 100 * i, frames)) for i, t in enumerate(times)]
-        >>> [missing for released in found for missing, _ in released if missing]
-        [3000]
-    """
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._missing = 0.0
-        self._held: list[Captured] = []
-        self._least = self._least_before = float("inf")
-        self._baseline_at = 0.0
-        self._excess = 0.0
-        self._improved_at = 0.0
-
-    def push(self, captured: Captured) -> list[tuple[int, Captured]]:
-        """Take what came and return what is settled, each with the number of frames lost before it."""
-        lag = captured.arrived - (captured.first + len(captured.frames)) / self._rate - self._missing
-        excess = lag - min(self._least, self._least_before)
-        if self._held:
-            self._held.append(captured)
-            if excess < self._excess - SECONDS_PER_BLOCK:
-                self._excess, self._improved_at = excess, captured.arrived
-            settled = self._excess < LATE_S / 2 or captured.arrived - self._improved_at >= PATIENCE_S
-            return self.settle() if settled else []
-        if excess > LATE_S:
-            self._held, self._excess, self._improved_at = [captured], excess, captured.arrived
-            return []
-        self._follow(lag, captured.arrived)
-        return [(0, captured)]
-
-    def settle(self) -> list[tuple[int, Captured]]:
-        """Return what is held back: nothing more will come that could make up for the delay."""
-        held, self._held = self._held, []
-        lost = self._excess if self._excess > LATE_S / 2 else 0.0
-        self._missing += lost
-        return [(round(lost * self._rate) if i == 0 else 0, captured) for i, captured in enumerate(held)]
-
-    def _follow(self, lag: float, arrived: float) -> None:
-        if arrived - self._baseline_at >= BASELINE_S:
-            self._least_before, self._least, self._baseline_at = self._least, lag, arrived
-        self._least = min(self._least, lag)
-
-
-class _Reception:
-    """What a stream captures, as blocks at the wanted rate.
-
-    Args:
-        stream: where it comes from.
-        position: of the first sample that comes.
-        sample_rate: wanted, Hz.
-        channel: see ``Settings.channel``.
-    """
-
-    def __init__(self, stream: _Stream, position: int, sample_rate: int, channel: int | None) -> None:
-        self.position = position
-        self._rate, self._sample_rate, self._channel = stream.rate, sample_rate, channel
-        self._dropouts = DropoutDetector(stream.rate)
-        self._resampler = Resampler(stream.rate, sample_rate)
-        self._start = position
-        self._first: int | None = None
-        self._missing = 0
-        self._expected = 0
-
-    def convert(self, captured: list[Captured], last: bool = False) -> Iterator[Block]:
-        """Give one block for each stretch without a loss; ``last`` when nothing more will come."""
-        settled = [pair for each in captured for pair in self._dropouts.push(each)]
-        if last:
-            settled += self._dropouts.settle()
-        stretch: list[np.ndarray] = []
-        gap = Reason.OVERFLOW
-        for missing, each in settled:
-            if self._first is None:
-                self._first = self._expected = each.first
-            if missing or each.first != self._expected:
-                yield from self._block(stretch, gap)
-                stretch, gap = [], Reason.DROPOUT if missing else Reason.OVERFLOW
-                self._missing += missing
-                self._resampler = Resampler(self._rate, self._sample_rate)
-                frames = each.first - self._first + self._missing
-                self.position = self._start + round(frames * self._sample_rate / self._rate)
-            stretch.append(each.frames)
-            self._expected = each.first + len(each.frames)
-        yield from self._block(stretch, gap)
-
-    def _block(self, stretch: list[np.ndarray], gap: Reason) -> Iterator[Block]:
-        if not stretch:
-            return
-        channel = mono(np.concatenate(stretch), self._channel)
-        samples = self._resampler.push(as_samples(channel / 32768 if channel.dtype.kind == "f" else channel))
-        if len(samples):
-            yield Block(self.position, samples, gap)
-            self.position += len(samples)
 
 
 # The microphone -------------------------------------------------------------------------------------------------
@@ -477,7 +349,8 @@ class Microphone:
         assert stream is not None
         settings = self._settings
         silence = DigitalSilence(settings.digital_silence, self._sample_rate)
-        reception = _Reception(stream, self._position_of(captured), self._sample_rate, settings.channel)
+        to_samples = partial(_to_samples, channel=settings.channel)
+        reception = Reception(stream.rate, self._position_of(captured), self._sample_rate, to_samples)
         while not self._stopped:
             self._wake.clear()
             ended = stream.ended

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Event as Signal
@@ -16,6 +18,7 @@ import numpy as np
 from edge_runtime.errors import AudioError, DeviceError, MissingDependencyError, UsageError, nearest
 from edge_runtime.events import Reason
 from edge_runtime.frontend import FloatArray, as_samples
+from edge_runtime.reception import PATIENCE_S, Captured, Reception
 from edge_runtime.resample import HIGHEST_RATE, LOWEST_RATE, Resampler
 from edge_runtime.settings import MOST_CHANNELS, Settings
 from edge_runtime.sources import SAMPLE_RATE, Block, DigitalSilence, Loss, Source, mono, now
@@ -293,8 +296,11 @@ ENCODINGS = {
 }
 """Names of sample formats, as ffmpeg and sox write them."""
 
-MOST_BYTES_PER_READ = 1 << 16
-"""What a Linux pipe holds."""
+PIPE_BYTES = 1 << 16
+"""What a Linux pipe holds, and what is read of it at a time."""
+
+MOST_PIPE_BYTES = 1 << 20
+"""What it may be made to hold by anybody."""
 
 STOP_POLL_S = 0.1
 """How often a pipe that gives nothing is left to see whether :meth:`RawAudio.stop` was called."""
@@ -304,8 +310,17 @@ class RawAudio:
     """Headerless PCM that another program writes into a pipe: ``arecord -q -t raw -f S16_LE -r 16000 | ...``.
 
     A pipe that gives nothing for ``settings.stall``, or nothing but zeros for ``settings.digital_silence``, is lost
-    until it gives sound again; its positions then go on as much later as the clock has. What is no audio amid a live
-    pipe (NaN, far beyond full scale) is left out, with what was read with it, and is a gap. It ends where it is closed.
+    until it gives sound again. What is no audio amid a live pipe (NaN, far beyond full scale) is left out, with what
+    was read with it, and is a gap. It ends where it is closed.
+
+    A pipe tells neither when its samples were captured nor whether some are missing. From the times at which they
+    come it can be known that 0.3 s or more are missing, and how much: less came than time passed, and no burst makes
+    up for it. That is a gap, and the positions after it, and after a loss, are those of the clock; what is late and
+    comes at once has lost nothing. It cannot be known where exactly: a writer that had to wait because the pipe was
+    full lost what came after the pipe's content, and the gap is put before it; the pipe is made to hold
+    ``settings.buffer`` (1 MiB at most), so that it seldom has to. Nor can a loss before the first sample be known, or
+    one that a writer fills with samples of its own. And a writer that is slower than time loses audio, as far as
+    anyone can tell: give it ``live=False`` (``--fast``).
 
     Args:
         file: descriptor to read from.
@@ -351,85 +366,93 @@ class RawAudio:
         self._channels, self._channel = channels, settings.channel
         self._decode = DECODERS[ENCODINGS[encoding]]
         self._frame_bytes = channels * ENCODINGS[encoding][1] // 8
+        self._buffer = settings.buffer
         self._stall = settings.stall
         self._exit_on_loss = settings.exit_on_loss
         self._silence = DigitalSilence(settings.digital_silence, sample_rate)
+        self._most_bytes = PIPE_BYTES
+        self._half_frame = b""
+        self._frames = 0
+        self._heard = False
+        self._looked_at = 0.0
+        self._ended = False
         self._stopped = False
 
     def open(self) -> None:
-        """Refuse a terminal: nobody types samples."""
+        """Refuse a terminal: nobody types samples. Let a live pipe hold what may wait."""
         if os.isatty(self._file):
             raise UsageError(
                 f"{self.name} is a terminal; pipe audio into it: arecord -q -t raw -f S16_LE -r 16000 | ..."
             )
+        wanted = round(self._buffer * self._rate) * self._frame_bytes
+        if self.live and wanted > PIPE_BYTES:
+            with suppress(OSError, AttributeError):  # it is no pipe, or this is not Linux
+                self._most_bytes = fcntl.fcntl(self._file, fcntl.F_SETPIPE_SZ, min(wanted, MOST_PIPE_BYTES))
 
     def blocks(self) -> Iterator[Block | Loss]:
         """Give what comes until the pipe is closed."""
-        self._resampler, self._position, self._skipped = Resampler(self._rate, self._sample_rate), 0, 0
-        self._lost, self._heard_at = False, now()
-        for frames, asked in self._arrivals():
-            samples = self._samples(frames)
-            overslept = now() - asked >= self._stall  # the board did
-            if overslept or (not len(samples) and now() - self._heard_at >= self._stall):
-                yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
-            if not len(samples) or (self._lost and not samples.any()):
-                continue
-            yield self._placed(samples)
-            if self._silence.push(samples):
-                yield from self._lose(
-                    Reason.DIGITAL_SILENCE, f"has given nothing but zeros for {self._silence.limit:g} s"
-                )
-        if not self._lost and not self._stopped:
-            yield Block(self._position + self._skipped, self._resampler.finish(), Reason.DAMAGED)
-
-    def _arrivals(self) -> Iterator[tuple[bytes, float]]:
-        """Give whole frames as they come, none after a while without any, each with when it was waited for."""
-        pending, empty = b"", True
-        while not self._stopped:
+        reception = Reception(self._rate, 0, self._sample_rate, np.ravel, Reason.DAMAGED)
+        self._looked_at = heard_at = now()
+        lost = False
+        while not self._stopped and not self._ended:
             asked = now()
-            if select.select([self._file], [], [], STOP_POLL_S)[0]:
-                content = os.read(self._file, MOST_BYTES_PER_READ)
-                if not content:
-                    break
-                if empty and content.startswith(b"RIFF"):
-                    raise AudioError(f"{self.name}: begins with a WAV header; send samples alone: arecord -t raw")
-                pending, empty = pending + content, False
-            whole = len(pending) // self._frame_bytes * self._frame_bytes
-            frames, pending = pending[:whole], pending[whole:]
-            yield frames, asked
-        if empty and not self._stopped:
+            captured = self._read()
+            overslept = now() - asked >= self._stall  # the board did
+            if self.live and not lost and (overslept or (not captured and now() - heard_at >= self._stall)):
+                yield from reception.convert([], last=True)
+                lost = True
+                yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
+            if captured and (captured.frames.any() or not lost):
+                lost, heard_at = False, now()
+            silent = False
+            heard = [captured] if captured and not lost else []
+            for block in reception.convert(heard, last=now() - heard_at >= PATIENCE_S):
+                silent = self._silence.push(block.samples)
+                yield block
+            if self.live and silent:
+                lost = True
+                what = f"has given nothing but zeros for {self._silence.limit:g} s"
+                yield from self._lose(Reason.DIGITAL_SILENCE, what)
+        if not self._stopped and not self._frames:
             raise AudioError(f"{self.name}: no audio in it; did the program that writes it fail?")
+        if not self._stopped and not lost:
+            yield from reception.finish(self._frames)
 
-    def _samples(self, frames: bytes) -> FloatArray:
-        """Return the samples that frames complete; none of frames that are no audio."""
-        if frames:
-            try:
-                return self._resampler.push(self._mono(frames))
-            except AudioError:
-                if not (self.live and self._position):  # from the beginning: not a moment's damage, but another format
-                    raise
-                self._skipped += round(len(frames) / self._frame_bytes * self._sample_rate / self._rate)
-                self._resampler = Resampler(self._rate, self._sample_rate)
-        return np.zeros(0, np.float32)
+    def _read(self) -> Captured | None:
+        """Return what comes; None where for a moment nothing does, or what is no audio."""
+        looked_before, waited = self._looked_at, not select.select([self._file], [], [], 0)[0]
+        came = not waited or select.select([self._file], [], [], STOP_POLL_S)[0]
+        self._looked_at = now()
+        if not came:
+            return None
+        content = os.read(self._file, self._most_bytes)
+        self._ended = not content
+        if not self._frames and content.startswith(b"RIFF"):
+            raise AudioError(f"{self.name}: begins with a WAV header; send samples alone: arecord -t raw")
+        first, samples = self._frames, self._samples(content)
+        if not len(samples):
+            return None
+        self._heard = True
+        if not self.live:  # it comes when it is asked for
+            return Captured(first / self._rate, first, samples)
+        # What was there before anyone looked may have come at any time since the last look.
+        return Captured(self._looked_at, first, samples, None if waited else looked_before)
 
-    def _placed(self, samples: FloatArray) -> Block:
-        """Return samples where they belong in the stream: after a loss, as much later as the clock is."""
-        if self._lost:
-            self._skipped = max(self._skipped, round((now() - self._heard_at) * self._sample_rate) - len(samples))
-        block = Block(self._position + self._skipped, samples, Reason.DAMAGED)
-        self._position, self._skipped = block.position + len(samples), 0
-        self._lost, self._heard_at = False, now()
-        return block
-
-    def _mono(self, content: bytes) -> FloatArray:
-        channels = self._decode(content).reshape(-1, self._channels)
-        return as_samples(mono(channels, self._channel), self.name)
+    def _samples(self, content: bytes) -> FloatArray:
+        """Return the frames that are complete, (n,); of what is no audio none."""
+        content = self._half_frame + content
+        frames = len(content) // self._frame_bytes
+        self._frames += frames
+        whole, self._half_frame = content[: frames * self._frame_bytes], content[frames * self._frame_bytes :]
+        try:
+            return as_samples(mono(self._decode(whole).reshape(-1, self._channels), self._channel), self.name)
+        except AudioError:
+            if not (self.live and self._heard):  # from the beginning: not a moment's damage, but another format
+                raise
+            return np.zeros(0, np.float32)
 
     def _lose(self, reason: Reason, what: str) -> Iterator[Loss]:
-        if self._lost or not self.live:
-            return
         detail = f"{self.name} {what}"
-        self._lost = True
         self._silence.reset()
         yield Loss(reason, detail)
         if self._exit_on_loss:

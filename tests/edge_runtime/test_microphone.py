@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime import microphone as microphone_module
 from edge_runtime.errors import DeviceError, MissingDependencyError, UsageError
-from edge_runtime.microphone import Captured, DropoutDetector, InputDevice, Microphone, find_device, input_devices
+from edge_runtime.microphone import InputDevice, Microphone, find_device, input_devices
 from edge_runtime.resample import resample
 from edge_runtime.settings import Settings
 from edge_runtime.sources import Block, Loss
@@ -326,46 +326,6 @@ def test_a_sound_server_that_hangs_does_not_hang_the_end(system, monkeypatch):
     microphone.close()
     assert not frozen.is_set()
     frozen.set()
-
-
-class Arrivals:
-    """Frames of 0.1 s at 1 kHz that arrive when the test says."""
-
-    def __init__(self) -> None:
-        self.detector = DropoutDetector(rate=1000)
-        self.number = 0
-        self.missing: list[int] = []
-        self.released = 0
-
-    def arrive(self, *times: float) -> None:
-        for time in times:
-            captured = Captured(time, 100 * self.number, np.zeros((100, 1), np.int16))
-            self.number += 1
-            for missing, _ in self.detector.push(captured):
-                self.missing += [missing] if missing else []
-                self.released += 1
-
-
-def test_a_burst_makes_up_for_a_delay():
-    arrivals = Arrivals()
-    arrivals.arrive(*np.arange(0.1, 3.0, 0.1), *(5.0 + 0.02 * np.arange(25)), *np.arange(5.5, 8.0, 0.1))
-    assert arrivals.missing == []
-    assert arrivals.released == arrivals.number
-
-
-def test_what_a_burst_does_not_make_up_for_is_missing():
-    arrivals = Arrivals()
-    arrivals.arrive(*np.arange(0.1, 3.05, 0.1), *(6.1 + 0.02 * np.arange(10)), *np.arange(6.4, 9.0, 0.1))
-    assert arrivals.missing == [pytest.approx(3000 - 9 * 80, abs=40)]
-    assert arrivals.released == arrivals.number
-
-
-def test_clocks_that_drift_apart_and_late_callbacks_lose_nothing():
-    arrivals = Arrivals()
-    jitter = np.random.default_rng(0).uniform(0, 0.2, 36000)
-    arrivals.arrive(*(np.arange(36000) * 0.1 * 1.001 + jitter))
-    assert arrivals.missing == []
-    assert arrivals.released == 36000
 
 
 def test_a_loss_of_time_shows_in_the_positions(system, speech, monkeypatch):
