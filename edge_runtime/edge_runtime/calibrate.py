@@ -93,7 +93,7 @@ class Calibrator:
         self.gap(0)
 
     def hear(self, source: Source, enough: float, patience: float, on_progress: SpeechProgress) -> None:
-        """Open a source and listen to it until enough speech is measured, or until it ends.
+        """Listen to an open source until enough speech is measured, or until it ends.
 
         Args:
             source: a microphone, or a recording.
@@ -105,13 +105,6 @@ class Calibrator:
             DeviceError: the microphone is lost, where its settings say not to wait for it.
             AudioError: the recording cannot be read.
         """
-        try:
-            source.open()
-            self._hear(source, enough, patience, on_progress)
-        finally:
-            source.close()
-
-    def _hear(self, source: Source, enough: float, patience: float, on_progress: SpeechProgress) -> None:
         began = self._session.position
         for heard in source.blocks():
             if isinstance(heard, Loss):

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -415,9 +415,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     enough = arguments.seconds or (math.inf if sources else ENOUGH_S)
     patience = math.inf if sources else arguments.patience
     for source in sources or [Microphone(settings, rate)]:
-        if source.live:
-            _complain(f"listening to {source.name}: talk or read aloud, calmly, as you usually do")
-        calibrator.hear(source, enough, patience, _show_speech)
+        with closing(source):
+            source.open()
+            if source.live:  # only now: what is said to a microphone that is not open yet is lost
+                _complain(f"listening to {source.name}: talk or read aloud, calmly, as you usually do")
+            calibrator.hear(source, enough, patience, _show_speech)
     name = ", ".join(arguments.audio) or source.name
     if source.live and calibrator.seconds < enough:
         raise AudioError(
