@@ -32,7 +32,7 @@ def clips() -> ClipFrames:
 
 
 def excerpts(clips: ClipFrames, normalization: Normalization, excerpt: int = 32, **options: Any) -> Excerpts:
-    settings = {"stride": 16, "newcomers": 0.0, "device": CPU} | options
+    settings = {"stride": 16, "noise": 0.0, "newcomers": 0.0, "device": CPU} | options
     choices = settings.pop("choices", Choices([normalization] * len(clips)))
     return Excerpts(clips, SPEAKERS, normalization, choices, excerpt=excerpt, **settings)
 
@@ -69,6 +69,39 @@ def test_a_share_of_the_clips_is_normalised_by_constants_of_their_own_anew_in_ea
     # 600 draws: five deviations of a binomial around 0.3
     assert 0.2 < np.mean(chosen) < 0.4
     assert all(0 < np.sum(chosen[row :: len(clips)]) < 100 for row in range(len(clips)))
+
+
+def test_louder_clips_are_louder_by_as_much_in_every_band_and_calibrated_ones_are_not(clips: ClipFrames) -> None:
+    own = [Normalization((-30.0,) * 64, (5.0,) * 64)] * len(clips)
+    source = excerpts(clips, CONSTANT, 90, choices=Choices([CONSTANT] * len(clips), own, share=0.5, loudness=6.0))
+    random, gains = np.random.default_rng(4), []
+    for _ in range(50):
+        source.begin(random)
+        inputs = source.batch(torch.arange(len(clips)), random).inputs[:, 0].numpy()
+        for row, clip in enumerate(clips):
+            heard = inputs[row, : len(clip)]
+            if np.array_equal(heard, own[row].apply(clip)):
+                continue
+            gain = 10 * (heard - CONSTANT.apply(clip))
+            assert np.ptp(gain) < 1e-4
+            gains.append(float(gain.mean()))
+    assert 100 < len(gains) < 200
+    assert -6 <= min(gains) < -5.5 and 5.5 < max(gains) <= 6
+
+
+def test_a_share_of_the_excerpts_is_heard_in_noise_and_no_clip_is_changed(clips: ClipFrames) -> None:
+    before, source = clips.frames.copy(), excerpts(clips, CONSTANT, 90, noise=0.3)
+    random, noisy = np.random.default_rng(4), []
+    for _ in range(100):
+        source.begin(random)
+        inputs = source.batch(torch.arange(len(clips)), random).inputs[:, 0].numpy()
+        for row, clip in enumerate(clips):
+            heard, clean = inputs[row, : len(clip)], CONSTANT.apply(clip)
+            noisy.append(not np.array_equal(heard, clean))
+            assert (heard >= clean - 1e-5).all(), "powers add up"
+            assert not inputs[row, len(clip) :].any()
+    assert 0.2 < np.mean(noisy) < 0.4
+    assert np.array_equal(clips.frames, before)
 
 
 def test_clips_in_turn_are_what_the_device_makes_of_a_speaker_who_says_them_one_after_the_other(

@@ -17,6 +17,7 @@ from sertool.corpora.join import corpus_of
 from sertool.corpora.manifest import Manifest
 from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows, measure_normalization
 from sertool.networks import Student, TimeReach, time_reach
+from sertool.noise import in_random_noise
 from sertool.personal import personal_constants
 from sertool.recipe import Normalizing, Recipe
 
@@ -78,10 +79,17 @@ def training_inputs(
         normalization = given or _measured(clips.frames, recipe.normalization, front_end)
         normalization = replace(normalization, personal=recipe.normalization.personal > 0)
         speakers = [manifest.clips[row].speaker for row in rows]
-        choices = _choices(clips, manifest, rows, normalization, recipe.normalization)
-        newcomers = recipe.augmentation.newcomers
+        choices = _choices(clips, manifest, rows, normalization, recipe)
         inputs = Excerpts(
-            clips, speakers, normalization, choices, stride=stride, excerpt=excerpt, newcomers=newcomers, device=device
+            clips,
+            speakers,
+            normalization,
+            choices,
+            stride=stride,
+            excerpt=excerpt,
+            noise=recipe.augmentation.noise,
+            newcomers=recipe.augmentation.newcomers,
+            device=device,
         )
         return inputs, normalization
     context = recipe.training.context if recipe.network.time_padding == "causal" else 0.0
@@ -107,27 +115,35 @@ class Choices:
         usual: for each clip.
         personal: for each clip: those of its speaker's own calm speech.
         share: of the clips that are normalised by the latter.
+        loudness: the others are heard up to so many dB louder or softer.
     """
 
     usual: Sequence[Normalization]
     personal: Sequence[Normalization] = ()
     share: float = 0.0
+    loudness: float = 0.0
 
     def draw(self, random: np.random.Generator) -> list[Normalization]:
         """Return the constants of each clip for one epoch."""
-        if not self.share:
-            return list(self.usual)
-        chosen = random.random(len(self.usual)) < self.share
-        return [
-            own if personal else usual for usual, own, personal in zip(self.usual, self.personal, chosen, strict=True)
-        ]
+        drawn = list(self.usual)
+        if self.loudness:
+            drawn = [_heard_louder(usual, random.uniform(-self.loudness, self.loudness)) for usual in drawn]
+        if self.share:
+            chosen = random.random(len(drawn)) < self.share
+            drawn = [own if is_own else other for other, own, is_own in zip(drawn, self.personal, chosen, strict=True)]
+        return drawn
+
+
+def _heard_louder(constants: Normalization, gain_db: float) -> Normalization:
+    """Return constants by which a clip is normalised as one that is so much louder would be by those given."""
+    return replace(constants, mean=tuple(value - gain_db for value in constants.mean))
 
 
 def _choices(
-    clips: ClipFrames, manifest: Manifest, rows: Sequence[int], constants: Normalization, settings: Normalizing
+    clips: ClipFrames, manifest: Manifest, rows: Sequence[int], constants: Normalization, recipe: Recipe
 ) -> Choices:
-    chosen = [manifest.clips[row] for row in rows]
-    usual = [constants] * len(chosen)
+    chosen, settings = [manifest.clips[row] for row in rows], recipe.normalization
+    usual, loudness = [constants] * len(chosen), recipe.augmentation.loudness
     if settings.by == "corpus":
         corpora = np.array([corpus_of(clip) for clip in chosen])
         of_corpus = {
@@ -136,7 +152,7 @@ def _choices(
         }
         usual = [of_corpus[name] for name in corpora.tolist()]
     if not settings.personal:
-        return Choices(usual)
+        return Choices(usual, loudness=loudness)
     labels = {clip.label for clip in chosen}
     if settings.personal_label not in labels:
         raise UsageError(
@@ -146,7 +162,7 @@ def _choices(
     personal = personal_constants(
         clips, [clip.speaker for clip in chosen], [clip.label for clip in chosen], usual, settings, FrontEnd()
     )
-    return Choices(usual, personal, settings.personal)
+    return Choices(usual, personal, settings.personal, loudness)
 
 
 class Windows:
@@ -210,6 +226,7 @@ class Excerpts:
         choices: where it is constant, by what constants each clip may be normalised.
         stride: frames a feature of the network.
         excerpt: frames of an excerpt, at most; 0 for the longest clip's.
+        noise: share of the excerpts that are heard in noise, where the normalisation is constant.
         newcomers: share of the clips before which the speaker is forgotten.
         device: where the batches are needed.
     """
@@ -223,12 +240,14 @@ class Excerpts:
         *,
         stride: int,
         excerpt: int,
+        noise: float,
         newcomers: float,
         device: torch.device,
     ) -> None:
         self._clips = clips
         self._normalization = normalization
         self._stride = stride
+        self._noise = noise
         self._newcomers = newcomers
         self._device = device
         # Below one stride there is no feature.
@@ -252,16 +271,21 @@ class Excerpts:
         """Return excerpts; see :class:`Inputs`."""
         last = [max(0, len(self._clips[row]) - self._excerpt) for row in rows.tolist()]
         first = [int(random.integers(0, most + 1)) for most in last]
-        inputs, frames = padded([self._normalized(row, at) for row, at in zip(rows.tolist(), first, strict=True)])
+        inputs, frames = padded(
+            [self._normalized(row, at, random) for row, at in zip(rows.tolist(), first, strict=True)]
+        )
         features = torch.from_numpy(frames // self._stride).clamp(min=1)
         return Batch(torch.from_numpy(inputs)[:, None].to(self._device), features=features.to(self._device))
 
-    def _normalized(self, row: int, first: int) -> FloatArray:
+    def _normalized(self, row: int, first: int, random: np.random.Generator) -> FloatArray:
         """Return the excerpt of a clip that begins with frame ``first``."""
         frames = slice(first, first + self._excerpt)
         if self._normalization.runs:
             return self._in_turn[row][frames]
-        return self._constants[row].apply(self._clips[row][frames])
+        excerpt = self._clips[row][frames]
+        if self._noise and random.random() < self._noise:
+            excerpt = in_random_noise(excerpt, self._clips, FrontEnd(), random)
+        return self._constants[row].apply(excerpt)
 
 
 def hear_in_turn(

@@ -131,6 +131,16 @@ class Augmentation(Section):
         allow_inf_nan=False,
         description="share of the steps that train on mixtures of two clips",
     )
+    noise: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard in hiss or babble"
+    )
+    loudness: float = Field(
+        0.0,
+        ge=0,
+        le=40,
+        allow_inf_nan=False,
+        description="clips are up to so many dB louder or softer, but where the device is calibrated to the speaker",
+    )
     newcomers: float = Field(
         0.0,
         ge=0,
@@ -374,12 +384,16 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         raise UsageError(
             f"{where}: normalization.kind = 'running' counts what a speaker said once; it needs data.clips = 'once'"
         )
-    normalization = recipe.normalization
-    for key, wanted in {"personal": normalization.personal > 0, "by": normalization.by == "corpus"}.items():
+    normalization, augmentation = recipe.normalization, recipe.augmentation
+    constants = {
+        "normalization.personal": normalization.personal > 0,
+        "normalization.by": normalization.by == "corpus",
+        "augmentation.noise": augmentation.noise > 0,
+        "augmentation.loudness": augmentation.loudness > 0,
+    }
+    for key, wanted in constants.items():
         if wanted and (recipe.data.clips != "once" or normalization.kind != "constant"):
-            raise UsageError(
-                f"{where}: normalization.{key} needs data.clips = 'once' and normalization.kind = 'constant'"
-            )
+            raise UsageError(f"{where}: {key} needs data.clips = 'once' and normalization.kind = 'constant'")
     if training.quantization_aware and training.precision == "bf16":
         raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")
     return recipe
