@@ -314,7 +314,7 @@ def test_commas_and_patterns_join_seeds(runs: Path) -> None:
 
 
 def test_a_folder_may_have_a_comma_or_brackets_in_its_name(tmp_path: Path) -> None:
-    for name in ("n=3,alpha=0.1", "base[1]"):
+    for name in ("n=3,alpha=0.1", "base[1]", "me@home"):
         write_run(tmp_path / name, 1.0, 0)
         assert [run.path for run in load_set(str(tmp_path / name)).runs] == [tmp_path / name]
 
@@ -335,6 +335,18 @@ def test_other_parts_are_compared_by_their_own_predictions(runs: Path) -> None:
         load_set(f"{runs}/base-2", "validation")
     with pytest.raises(UsageError, match="part 'tset' is unknown; did you mean 'test'"):
         load_set(f"{runs}/base-1", "tset")
+
+
+def test_what_calibration_changes_is_a_set_of_its_own(runs: Path) -> None:
+    entry = write_run(runs / "base-1", 3.0, 5, part="test-calibrated")
+    before, after = load_set(f"{runs}/base-1"), load_set(f"{runs}/base-1@calibrated")
+    assert after.scores["uar"].mean == pytest.approx(entry["uar"]) != before.scores["uar"].mean
+    (difference,) = compare([before, after])["differences"]
+    assert difference["uar"]["difference"] == pytest.approx(after.scores["uar"].mean - before.scores["uar"].mean)
+    with pytest.raises(UsageError, match=r"base-2: .*; run: sertool evaluate .*base-2 --calibrated$"):
+        load_set(f"{runs}/base-*@calibrated")
+    with pytest.raises(UsageError, match="'calibratd' is unknown; did you mean 'calibrated'"):
+        load_set(f"{runs}/base-1@calibratd")
 
 
 @pytest.mark.parametrize("name", ["base-3", "none-*", "base-1,{runs}/typo", "base-1,"])

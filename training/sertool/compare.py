@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from scipy.stats import binomtest, norm
 
 from edge_runtime.errors import UsageError, nearest
 from sertool.corpora.splits import PARTS
-from sertool.evaluate import predictions_path
+from sertool.evaluate import Known, part_name, predictions_path
 from sertool.metrics import IntArray, accuracy, unweighted_average_recall
 from sertool.run import RunError, read_metrics, refuse_run_beside_folds
 
@@ -134,7 +134,8 @@ def load_set(name: str, part: str = "test") -> RunSet:
 
     Args:
         name: a run folder, the folder above the folds of one, or several of these: joined by commas, matched by a
-            pattern (``runs/base-seed*``), or both.
+            pattern (``runs/base-seed*``), or both. With ``@calibrated`` or ``@in-turn`` behind it, what
+            ``sertool evaluate`` found with that knowledge of the speakers.
         part: ``test``, ``validation`` or ``train``.
 
     Raises:
@@ -144,10 +145,11 @@ def load_set(name: str, part: str = "test") -> RunSet:
     """
     if part not in PARTS:
         raise UsageError(f"part {part!r} is unknown; {nearest(part, PARTS)}")
-    paths = _matching(name)
+    folders, known = _knowledge(name)
+    paths = _matching(folders)
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"{name!r} names a run twice; each seed counts once")
-    return make_set(name, [_read_run(path, part) for path in paths])
+    return make_set(name, [_read_run(path, part, known) for path in paths])
 
 
 def make_set(name: str, runs: Sequence[Answers]) -> RunSet:
@@ -159,6 +161,17 @@ def make_set(name: str, runs: Sequence[Answers]) -> RunSet:
     for run in runs:
         _require_same_clips(runs[0], run)
     return RunSet(name, tuple(runs))
+
+
+def _knowledge(name: str) -> tuple[str, Known]:
+    """Return the folders in a set's name, and what is known of its speakers."""
+    folders, at, known = name.rpartition("@")
+    if not at or Path(name).is_dir() or "/" in known:
+        return name, "nothing"
+    for valid in get_args(Known):
+        if known == valid:
+            return folders, valid
+    raise UsageError(f"{name!r}: {known!r} is unknown; {nearest(known, get_args(Known))}")
 
 
 def _matching(name: str) -> list[Path]:
@@ -173,7 +186,7 @@ def _matching(name: str) -> list[Path]:
     return folders
 
 
-def _read_run(path: Path, part: str) -> Answers:
+def _read_run(path: Path, part: str, known: Known) -> Answers:
     folders = {
         int(number): folder
         for folder in path.glob("fold-*")
@@ -181,21 +194,23 @@ def _read_run(path: Path, part: str) -> Answers:
     }
     refuse_run_beside_folds(path, sorted(folders.values()))
     if not folders:
-        return _pool(path, [_read(path, part, path, 1)])
+        return _pool(path, [_read(path, part, known, path, 1)])
     # Where the evaluation of the folds says which it pooled, others are not trained to the end yet.
-    entry = read_metrics(path).get(part)
+    entry = read_metrics(path).get(part_name(part, known))
     pooled, count = (entry.get("folds"), entry.get("folds_of")) if isinstance(entry, dict) else (None, None)
     folds = [
-        _read(folders.get(number, path / f"fold-{number}"), part, path, number) for number in sorted(pooled or folders)
+        _read(folders.get(number, path / f"fold-{number}"), part, known, path, number)
+        for number in sorted(pooled or folders)
     ]
     return _pool(path, folds, count)
 
 
-def _read(folder: Path, part: str, run: Path, fold: int) -> Answers:
+def _read(folder: Path, part: str, known: Known, run: Path, fold: int) -> Answers:
     """Read what ``sertool evaluate`` wrote: predictions.csv and metrics.json have to say the same."""
-    path = predictions_path(folder, part)
-    entry = read_metrics(folder).get(part)
-    command = f"sertool evaluate {run}" + ("" if part == "test" else f" --part {part}")
+    path = predictions_path(folder, part_name(part, known))
+    entry = read_metrics(folder).get(part_name(part, known))
+    options = ("" if part == "test" else f" --part {part}") + ("" if known == "nothing" else f" --{known}")
+    command = f"sertool evaluate {run}{options}"
     if entry is None or not path.is_file():
         raise UsageError(f"{folder}: its {part} speakers are not evaluated yet; run: {command}")
     try:

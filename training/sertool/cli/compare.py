@@ -32,7 +32,7 @@ def compare(
         typer.Argument(
             metavar="BASELINE SET...",
             help="Each a run, the folder above the folds of one, or several seeds of these: joined by commas or "
-            "matched by a pattern in quotes.",
+            "matched by a pattern in quotes. @calibrated behind it: as sertool evaluate --calibrated found it.",
         ),
     ],
     part: Annotated[str, typer.Option(help="Part of the split: test, validation or train.")] = "test",
@@ -51,6 +51,8 @@ def compare(
       sertool compare runs/base-1,runs/base-2 runs/graph-1,runs/graph-2
 
       sertool compare 'runs/base-*' 'runs/n3-*' 'runs/n6-*' --json
+
+      sertool compare runs/device runs/device@calibrated
 
     Without the quotes the shell makes every run that a pattern matches a set of
     its own.
