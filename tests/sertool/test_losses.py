@@ -1,6 +1,8 @@
-"""The neighbour loss against worked numbers, a plain loop over equation 2, and its gradients."""
+"""Each loss against worked numbers, a plain loop over its formula or another library, and its gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import distance as scipy_distance
+from scipy.special import softmax
+from scipy.stats import entropy
 
-from sertool.losses import DISTANCES, neighbour_loss
+from sertool.losses import DISTANCES, embedding_loss, neighbour_loss, opinion_loss, relation_loss
 
 # The worked example in the documentation of TensorFlow Neural Structured Learning's distances.
 SOURCES = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 2.0], [5.0, 5.0]])
@@ -103,3 +107,73 @@ def test_isolated_samples_do_not_thin_out_the_loss() -> None:
     connected = weights.any(1)
     alone = neighbour_loss(samples[connected], neighbours[connected], weights[connected])
     assert float(neighbour_loss(samples, neighbours, weights)) == pytest.approx(float(alone))
+
+
+# --- distillation --------------------------------------------------------------------------------------------------
+
+
+def test_embedding_loss_is_the_mean_of_one_minus_cosine() -> None:
+    mapped = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    embeddings = torch.tensor([[4.0, 3.0], [0.0, -1.0], [0.0, 7.0]])
+    assert float(embedding_loss(mapped, embeddings)) == pytest.approx(((1 - 24 / 25) + 2 + 1) / 3)
+
+
+def relations_by_hand(features: np.ndarray, embeddings: np.ndarray, temperature: float) -> float:
+    """Return the mean divergence, clip by clip, of the softmax over cosines to all others."""
+
+    def shares(vectors: np.ndarray, clip: int) -> np.ndarray:
+        others = [other for other in range(len(vectors)) if other != clip]
+        cosines = np.array([1 - scipy_distance.cosine(vectors[clip], vectors[other]) for other in others])
+        return softmax(cosines / temperature)
+
+    clips = range(len(features))
+    return float(np.mean([entropy(shares(embeddings, clip), shares(features, clip)) for clip in clips]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), batch=st.integers(2, 7), temperature=st.sampled_from([0.05, 0.1, 1.0]))
+def test_relation_loss_equals_a_plain_loop(seed: int, batch: int, temperature: float) -> None:
+    rng = np.random.default_rng(seed)
+    features, embeddings = rng.normal(size=(batch, 5)), rng.normal(size=(batch, 8))
+    loss = relation_loss(torch.from_numpy(features), torch.from_numpy(embeddings), temperature)
+    assert float(loss) == pytest.approx(relations_by_hand(features, embeddings, temperature), rel=1e-9, abs=1e-12)
+
+
+def test_relations_are_blind_to_rotation_and_length() -> None:
+    rng = np.random.default_rng(0)
+    embeddings = torch.from_numpy(rng.normal(size=(6, 4)))
+    rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(4, 4)))[0])
+    lengths = torch.arange(1.0, 7.0)[:, None]
+    assert float(relation_loss(lengths * embeddings @ rotation, embeddings)) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_clip_with_nothing_to_choose_between_has_no_relations(batch: int) -> None:
+    features = torch.randn(batch, 3, requires_grad=True)
+    loss = relation_loss(features, torch.randn(batch, 4))
+    loss.backward()
+    assert loss.item() == 0.0 and torch.equal(features.grad, torch.zeros(batch, 3))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_opinion_loss_equals_the_divergence_of_scipy(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits, opinions = 3 * rng.normal(size=(5, 4)), softmax(rng.normal(size=(5, 4)), axis=1)
+    expected = temperature**2 * np.mean(entropy(opinions, softmax(logits / temperature, axis=1), axis=1))
+    loss = opinion_loss(torch.from_numpy(logits), torch.from_numpy(opinions), temperature)
+    assert float(loss) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("loss", [relation_loss, embedding_loss, lambda a, b: opinion_loss(a, b.softmax(1), 2.0)])
+def test_gradients_of_distillation_equal_finite_differences(loss: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    student = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: loss(values, teacher), student)
+
+
+def test_features_that_are_all_zero_are_taught_without_a_nan() -> None:
+    features = torch.zeros(3, 4, requires_grad=True)
+    teacher = torch.randn(3, 4)
+    (relation_loss(features, teacher) + embedding_loss(features, teacher)).backward()
+    assert torch.isfinite(features.grad).all()
