@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import SerError, UsageError, nearest
 from sertool.corpora.manifest import Clip, Manifest
-from sertool.corpora.splits import PARTS, Fold, Split
+from sertool.corpora.splits import Fold, Split
 from sertool.files import write_json, write_text
 from sertool.teacher.embed import Embeddings
 
@@ -277,12 +277,11 @@ def build_fold_graphs(
         if part not in PARTS_TO_JOIN:
             raise UsageError(f"part {part!r} cannot be in a graph; {nearest(part, PARTS_TO_JOIN)}")
     vectors = embeddings.of(manifest)
-    heard = embeddings.heard_speakers(manifest)
     made = []
     for number, fold in enumerate(split.folds, start=1):
-        seen = {part: [s for s in fold.part(part) if s in heard] for part in PARTS}
+        seen = embeddings.seen_speakers(manifest, fold)
         if not allow_seen:
-            _refuse_seen(seen, parts, number, embeddings)
+            embeddings.refuse_seen(seen, parts, number)
         rows = manifest.indices(_speakers(fold, parts))
         clips = [manifest.clips[row] for row in rows]
         keys = [clip.key for clip in clips]
@@ -316,22 +315,6 @@ def build_fold_graphs(
 
 def _speakers(fold: Fold, parts: Sequence[str]) -> list[str]:
     return [speaker for part in parts for speaker in fold.part(part)]
-
-
-def _refuse_seen(seen: dict[str, list[str]], joined: Sequence[str], fold: int, embeddings: Embeddings) -> None:
-    """Refuse a teacher that hands on what it learnt from the speakers of this split.
-
-    Of those whom the student is tested on it would hand on the answers; of those who are joined it knows the labels
-    by heart, so that the graph looks better than the teacher's judgement of other voices is.
-    """
-    for part in sorted(seen, key=lambda part: part in joined):
-        if speakers := seen[part]:
-            more = f" and {len(speakers) - 1} more" if len(speakers) > 1 else ""
-            raise UsageError(
-                f"{embeddings.folder}: {embeddings.teacher['name']} was trained on {part} speaker {speakers[0]!r}"
-                f"{more} of fold {fold}; results would be too good: take a teacher of other speakers, or allow "
-                "it with --allow-seen"
-            )
 
 
 def save_fold_graphs(folder: str | Path, graphs: Sequence[FoldGraph]) -> None:

@@ -33,6 +33,7 @@ from edge_runtime.errors import AudioError, SerError, UsageError
 from edge_runtime.frontend import FloatArray
 from sertool.audio import content_hash
 from sertool.corpora.manifest import Clip, Manifest
+from sertool.corpora.splits import PARTS, Fold
 from sertool.files import atomic_path, write_json, write_text
 
 if TYPE_CHECKING:
@@ -102,6 +103,34 @@ class Embeddings:
         if self.heard_audio is None:
             return set()
         return {clip.speaker for clip in manifest.clips if content_hash(clip.path) in self.heard_audio}
+
+    def seen_speakers(self, manifest: Manifest, fold: Fold) -> dict[str, list[str]]:
+        """Return, by part of a fold, the speakers whom the teacher is known to have been trained on."""
+        heard = self.heard_speakers(manifest)
+        return {part: [speaker for speaker in fold.part(part) if speaker in heard] for part in PARTS}
+
+    def refuse_seen(self, seen: dict[str, list[str]], learned: Sequence[str], fold: int) -> None:
+        """Refuse a teacher that hands on what it learnt from the speakers of a split.
+
+        Of those whom the student is tested on it would hand on the answers; of those whom it learns from the teacher
+        knows the labels by heart, so that they look better than its judgement of other voices is.
+
+        Args:
+            seen: what :meth:`seen_speakers` returns.
+            learned: parts that the student learns from.
+            fold: number of the fold, for the message.
+
+        Raises:
+            UsageError: there is such a speaker.
+        """
+        for part in sorted(seen, key=lambda part: part in learned):
+            if speakers := seen[part]:
+                more = f" and {len(speakers) - 1} more" if len(speakers) > 1 else ""
+                raise UsageError(
+                    f"{self.folder}: {self.teacher['name']} was trained on {part} speaker {speakers[0]!r}"
+                    f"{more} of fold {fold}; results would be too good: take a teacher of other speakers, or allow "
+                    "it with --allow-seen"
+                )
 
 
 def _clip_content(clip: Clip) -> str:
