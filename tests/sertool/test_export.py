@@ -533,7 +533,7 @@ def test_the_card_stands_beside_the_file_and_in_it(exported: Export, evaluated: 
         *(f"| recall of {label} | {100 * share:.1f} % |" for label, share in test["recall"].items()),
         f"| UAR, gender f | {100 * test['genders']['f']:.1f} % |",
         "On test speakers: not measured",
-        "None: trained without a neighbour graph.",
+        "None: trained without a neighbour graph or distillation.",
         '"time_padding": "causal"',
     ):
         assert fact in card

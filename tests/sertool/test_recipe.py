@@ -69,6 +69,11 @@ WRONG_VALUES = [
     ("training.decay_epochs", 0, "greater than or equal to 1"),
     ("training.start", 3, "valid string"),
     ("training.quantization_aware", "yes", "valid boolean"),
+    ("distillation.embeddings", 3, "valid string"),
+    ("distillation.embedding_weight", -1.0, "greater than or equal to 0"),
+    ("distillation.relation_weight", float("inf"), "finite number"),
+    ("distillation.logit_weight", 1.5, "less than or equal to 1"),
+    ("distillation.temperature", 0.0, "greater than 0"),
     ("training.context", 1.5, "less than or equal to 1"),
     ("training.context", -0.5, "greater than or equal to 0"),
     ("training.seed", -1, "greater than or equal to 0"),
@@ -99,6 +104,18 @@ def test_the_defaults_are_the_papers_settings() -> None:
         ({"normalization": {"by": "corpus"}}, "normalization.by needs data.clips = 'once'"),
         ({"augmentation": {"excerpt_frames": 31}}, "valid: 0 for all, or at least 32"),
         ({"augmentation": {"newcomers": 0.1}}, "needs normalization.kind = 'running'"),
+        (
+            {"distillation": {"embeddings": "emb"}},
+            "teach nothing without a weight; set one of distillation.embedding_w",
+        ),
+        ({"distillation": {"logit_weight": 0.5}}, "distillation.logit_weight = 0.5 needs distillation.embeddings, a f"),
+        (
+            {
+                "distillation": {"embeddings": "emb", "embedding_weight": 1.0},
+                "training": {"quantization_aware": True, "start": "runs/base"},
+            },
+            "distillation.embedding_weight = 1 begins with a map that has learnt nothing.*; set it to 0",
+        ),
         ({"training": {"schedule": "cosine", "epochs": 5, "warmup_epochs": 5.0}}, "must be less than training.epochs"),
     ],
 )
@@ -147,7 +164,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(section: str, key: str) -> Non
         ({"trainin": {}}, r"no section \[trainin\]; did you mean 'training'\?"),
         (
             {"epochs": 5},
-            r"no section \[epochs\]; valid: augmentation, data, neighbours, network, normalization, training",
+            r"no section \[epochs\]; valid: augmentation, data, distillation, neighbours, network, normalization, tr",
         ),
         ({"training": 5}, r"training = 5: expected a section \[training\]"),
     ],

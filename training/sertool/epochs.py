@@ -71,7 +71,8 @@ def load_resume(path: Path, optimizer: torch.optim.Optimizer, state: Mapping[str
 def save_history(path: Path, reports: Sequence[Report]) -> None:
     """Write the reports as a CSV table, one row an epoch."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(reports[0]), lineterminator="\n")
+    # The first epochs may have been trained by a version that reported less.
+    writer = csv.DictWriter(text, list(reports[-1]), restval=0.0, lineterminator="\n")
     writer.writeheader()
     writer.writerows(reports)
     write_text(path, text.getvalue())

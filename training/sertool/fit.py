@@ -1,4 +1,4 @@
-"""The training loop: a light CNN, cross entropy and the neighbour loss of the paper, in one file from top to bottom.
+"""The training loop: a light CNN, cross entropy, the neighbour loss of the paper and distillation, from top to bottom.
 
 Every epoch draws its order and its dropout from the seed and the epoch's number alone, and ends by writing all that
 the next one needs. So a run that was interrupted anywhere goes on from its last whole epoch and ends with the same
@@ -31,6 +31,7 @@ from sertool.augment import augmented, draw_mixture
 from sertool.batches import Inputs, training_inputs
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, load_fold, load_split, training_labels
+from sertool.distill import Distiller, TeacherView, load_view
 from sertool.epochs import load_resume, save_history, save_resume
 from sertool.features import Progress
 from sertool.files import write_json, write_text
@@ -48,6 +49,7 @@ from sertool.run import (
     describe_clips,
     describe_environment,
     load_run,
+    read_distillation,
     read_start,
     read_trained,
     save_checkpoint,
@@ -71,6 +73,7 @@ class EpochReport:
         epochs: how many there will be.
         loss: mean cross entropy of the clips.
         neighbour_loss: mean neighbour loss, before it is multiplied by alpha; 0 without a graph.
+        distillation_loss: mean of what the teacher adds, weights included; 0 without one.
         learning_rate: of this epoch.
         seconds: it took.
     """
@@ -79,6 +82,7 @@ class EpochReport:
     epochs: int
     loss: float
     neighbour_loss: float
+    distillation_loss: float
     learning_rate: float
     seconds: float
 
@@ -115,14 +119,14 @@ def fit(
         on_start: told in one line what is trained on what, before the first epoch.
         on_epoch: told after every epoch.
         on_features: told while log-Mel spectrograms are computed.
-        allow_seen: begin with the weights of a run that was trained on clips held out here.
+        allow_seen: begin with the weights of a run, or learn from a teacher, that was trained on clips held out here.
 
     Returns:
         whether anything was trained; False for a run that was finished already.
 
     Raises:
-        UsageError: recipe, manifest, split, graph and the run to go on from do not fit together, or the folder holds
-            another run, or one on other clips, labels, neighbours or first weights.
+        UsageError: recipe, manifest, split, graph, embeddings and the run to go on from do not fit together, or the
+            folder holds another run, or one on other clips, labels, neighbours, embeddings or first weights.
         AudioError: a clip cannot be read.
         RunError: what an earlier call left is damaged.
         SerError: the loss exceeds :data:`MAX_LOSS` or is not a number.
@@ -134,10 +138,12 @@ def fit(
     speakers = _speakers(fold, recipe.data.parts)
     rows = manifest.indices(speakers)
     labels = training_labels(manifest, rows)
-    neighbours = _neighbours(recipe, [manifest.clips[row].key for row in rows])
-    trained = describe_clips([manifest.clips[row] for row in rows])
+    clips = [manifest.clips[row] for row in rows]
+    neighbours = _neighbours(recipe, [clip.key for clip in clips])
+    view = _teacher_view(recipe, manifest, fold, rows, allow_seen) if recipe.distillation.embeddings else None
+    trained = describe_clips(clips)
     if (folder / "recipe.toml").is_file():
-        _refuse_other_data(recipe, folder, manifest, trained)
+        _refuse_other_data(recipe, folder, manifest, trained, view)
     if (folder / "checkpoint.safetensors").is_file():
         return False
     start = _start(recipe, folder, labels, manifest, fold, allow_seen) if recipe.training.start else None
@@ -147,31 +153,33 @@ def fit(
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, labels, start, device)
-    earlier = start.normalization if start else None
-    inputs, normalization = training_inputs(recipe, manifest, rows, network, earlier, device, on_features)
+    inputs, normalization = training_inputs(
+        recipe, manifest, rows, network, start.normalization if start else None, device, on_features
+    )
     student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
         inputs,
-        torch.tensor([labels.index(manifest.clips[row].label) for row in rows], device=device),
+        torch.tensor([labels.index(clip.label) for clip in clips], device=device),
         torch.from_numpy(neighbours).to(device),
     )
 
-    learner = _learner(recipe, network, len(rows), device)
+    distiller = _distiller(recipe, view, clips, labels, network).to(device) if view else None
+    learner = _learner(recipe, network, distiller, len(rows), device)
     if training.quantization_aware:
-        calibration = _calibration([manifest.clips[row] for row in rows], student)
+        calibration = _calibration(clips, student)
         learner = replace(learner, rounded=RoundedComputation(network, calibration))
     resume = folder / "resume.safetensors"
     reports = load_resume(resume, learner.optimizer, learner.state())
     if on_start:
         on_start(
-            f"{len(rows)} clips, {len(speakers)} speakers, {len(labels)} labels; "
+            f"{len(clips)} clips, {len(speakers)} speakers, {len(labels)} labels; "
             f"{recipe.network.name} on {device.type} in {precision}"
             + (f"; goes on after epoch {len(reports)}" if reports else "")
         )
     threads = torch.get_num_threads()
     torch.set_num_threads(training.threads or threads)
     try:
-        _start_folder(recipe, folder, trained, start)
+        _start_folder(recipe, folder, trained, view, start)
         with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
             for epoch in range(len(reports), training.epochs):
                 report = _epoch(epoch, learner, data, recipe, autocast)
@@ -198,7 +206,7 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
     data.inputs.begin(random)
     if rounded:
         rounded.measure()
-    total, total_neighbour = 0.0, 0.0
+    total, total_neighbour, total_distillation = 0.0, 0.0, 0.0
     steps = range(0, len(order), training.batch_size)
     for step, start in enumerate(steps):
         optimizer.param_groups[0]["lr"] = _learning_rate(training, epoch, step / len(steps))
@@ -224,11 +232,15 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
             others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
             graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
             bank.remember(batch, compared[: len(batch)])
-        loss = cross_entropy + neighbours.alpha * graph_loss
+        distillation_loss = torch.zeros_like(cross_entropy)
+        if learner.distiller:
+            distillation_loss = learner.distiller.loss(batch, mixture, pooled[: len(batch)], logits[: len(batch)])
+        truth_share = 1 - recipe.distillation.logit_weight
+        loss = truth_share * cross_entropy + neighbours.alpha * graph_loss + distillation_loss
         if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
                 f"training diverged in epoch {epoch + 1}: the loss is {loss.item():.3g}; "
-                "lower training.learning_rate or neighbours.alpha"
+                "lower training.learning_rate, neighbours.alpha or the weights in [distillation]"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -237,11 +249,13 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
             learner.average.update_parameters(network)
         total += cross_entropy.item() * len(batch)
         total_neighbour += graph_loss.item() * len(batch)
+        total_distillation += distillation_loss.item() * len(batch)
     return EpochReport(
         epoch + 1,
         training.epochs,
         total / len(order),
         total_neighbour / len(order),
+        total_distillation / len(order),
         optimizer.param_groups[0]["lr"],
         time.perf_counter() - started,
     )
@@ -285,6 +299,7 @@ class Learner:
         average: of its weights, where the recipe wants one.
         optimizer: of its weights.
         bank: of its embeddings.
+        distiller: with the map from its features to the teacher's, where there is one.
         rounded: the rounding of int8, where it is trained with.
     """
 
@@ -292,6 +307,7 @@ class Learner:
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     bank: EmbeddingBank
+    distiller: Distiller | None = None
     rounded: RoundedComputation | None = None
 
     def state(self) -> dict[str, Tensor]:
@@ -299,6 +315,8 @@ class Learner:
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average:
             weights |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        if self.distiller:
+            weights |= {f"distiller.{name}": tensor for name, tensor in self.distiller.state_dict().items()}
         return weights | {"bank.embeddings": self.bank.embeddings, "bank.visited": self.bank.visited}
 
     def finish(self) -> None:
@@ -309,13 +327,23 @@ class Learner:
             self.rounded.round_weights()
 
 
-def _learner(recipe: Recipe, network: Student, clips: int, device: torch.device) -> Learner:
+def _learner(
+    recipe: Recipe, network: Student, distiller: Distiller | None, clips: int, device: torch.device
+) -> Learner:
     training = recipe.training
+    learnt = [*network.parameters(), *(distiller.parameters() if distiller else ())]
     # Without weight decay, AdamW is the paper's Adam.
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(learnt, lr=training.learning_rate, weight_decay=training.weight_decay)
     layer = network.head.fc1 if recipe.neighbours.layer == "fc1" else network.head.fc2
     bank = EmbeddingBank(clips, layer.out_features, device)
-    return Learner(network, _average(network, training.average), optimizer, bank)
+    return Learner(network, _average(network, training.average), optimizer, bank, distiller)
+
+
+def _distiller(
+    recipe: Recipe, view: TeacherView, clips: Sequence[Clip], labels: Sequence[str], network: Student
+) -> Distiller:
+    torch.manual_seed(recipe.training.seed)  # the map
+    return Distiller(recipe.distillation, view, clips, labels, network.head.fc1.in_features)
 
 
 def _average(network: Student, share: float) -> AveragedModel | None:
@@ -494,6 +522,20 @@ def _neighbours(recipe: Recipe, keys: list[str]) -> NDArray[np.int64]:
     return graph.neighbours[:, : recipe.neighbours.count]
 
 
+def _teacher_view(recipe: Recipe, manifest: Manifest, fold: Fold, rows: Sequence[int], allow_seen: bool) -> TeacherView:
+    """Read the embeddings learnt from; refuse a graph of another teacher, of whom the model card would say nothing."""
+    view = load_view(recipe, manifest, fold, rows, allow_seen)
+    if recipe.neighbours.graph:
+        path = _graph_folder(recipe) / "graph.json"
+        teacher = json.loads(path.read_text(encoding="utf-8")).get("teacher", {})
+        if teacher.get("identity") != view.record["teacher"]["identity"]:
+            raise UsageError(
+                f"{path}: made from embeddings of {teacher.get('name')}, but {recipe.distillation.embeddings} "
+                f"holds those of {view.record['teacher']['name']}; make the graph from these: sertool graph"
+            )
+    return view
+
+
 def _graph_folder(recipe: Recipe) -> Path:
     return Path(recipe.neighbours.graph) / f"fold-{recipe.data.fold}"
 
@@ -511,12 +553,16 @@ def _refuse_other_clips(graph: NeighbourGraph, keys: list[str], recipe: Recipe) 
         )
 
 
-def _start_folder(recipe: Recipe, folder: Path, trained: ClipRecord, start: Start | None) -> None:
+def _start_folder(
+    recipe: Recipe, folder: Path, trained: ClipRecord, view: TeacherView | None, start: Start | None
+) -> None:
     load_split(recipe.data.split).save(folder / "split.json")
     write_json(folder / "environment.json", describe_environment())
     if recipe.neighbours.graph:
         for name in ("graph.csv", "graph.json"):
             write_text(folder / name, (_graph_folder(recipe) / name).read_text(encoding="utf-8"))
+    if view:
+        write_json(folder / "distillation.json", view.record)
     if start:
         write_json(folder / "start.json", start.to_dict())
     save_trained(folder, trained)
@@ -544,7 +590,9 @@ def _refuse_other_run(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: ClipRecord) -> None:
+def _refuse_other_data(
+    recipe: Recipe, folder: Path, manifest: Manifest, clips: ClipRecord, view: TeacherView | None
+) -> None:
     """Refuse to go on with a run, or to call it finished, on other data than it was started with."""
     earlier = read_trained(folder)
     if earlier is not None and earlier != clips:
@@ -560,9 +608,14 @@ def _refuse_other_data(recipe: Recipe, folder: Path, manifest: Manifest, clips: 
             f"{folder}: holds a run on another graph than {graphs[1]} is now; "
             "give another folder with -o, or delete that one"
         )
+    if view and read_distillation(folder)["sha256"] != view.record["sha256"]:
+        raise UsageError(
+            f"{folder}: holds a run on other embeddings than {recipe.distillation.embeddings} holds now; "
+            "give another folder with -o, or delete that one"
+        )
 
 
 def _record(folder: Path, reports: list[dict[str, Any]], curves: SummaryWriter) -> None:
     save_history(folder / "history.csv", reports)
-    for name in ("loss", "neighbour_loss", "learning_rate"):
+    for name in ("loss", "neighbour_loss", "distillation_loss", "learning_rate"):
         curves.add_scalar(name, reports[-1][name], reports[-1]["epoch"])

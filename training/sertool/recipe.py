@@ -192,6 +192,37 @@ class Neighbours(Section):
     )
 
 
+class Distillation(Section):
+    """What the network learns of a teacher's view of each clip, beside the labels; at inference it costs nothing."""
+
+    embeddings: str = Field("", description="folder made by: sertool embed; empty: no teacher")
+    embedding_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the cosine distance between a clip's embedding, standardised over the training clips, "
+        "and a linear map of the network's pooled features that is thrown away afterwards",
+    )
+    relation_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the divergence between how alike the clips of a batch are to the network and "
+        "to the teacher",
+    )
+    logit_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the truth that the teacher's opinion replaces, as given by logistic regression on the "
+        "embeddings of other training speakers ...",
+    )
+    temperature: float = Field(
+        2.0, gt=0, le=100, allow_inf_nan=False, description="... whose logits, as the network's, are divided by this"
+    )
+
+
 class Training(Section):
     """The optimisation; defaults are the paper's (section 3.2)."""
 
@@ -253,6 +284,7 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     network: Network = Network()
     neighbours: Neighbours = Neighbours()
+    distillation: Distillation = Distillation()
     training: Training = Training()
 
 
@@ -262,6 +294,7 @@ SECTIONS: dict[str, type[Section]] = {
     "augmentation": Augmentation,
     "network": Network,
     "neighbours": Neighbours,
+    "distillation": Distillation,
     "training": Training,
 }
 
@@ -396,7 +429,29 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
             raise UsageError(f"{where}: {key} needs data.clips = 'once' and normalization.kind = 'constant'")
     if training.quantization_aware and training.precision == "bf16":
         raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")
+    _check_distillation(recipe, where)
     return recipe
+
+
+def _check_distillation(recipe: Recipe, where: str) -> None:
+    distillation = recipe.distillation
+    weights = {name: value for name, value in distillation if name.endswith("_weight")}
+    wanted = [name for name, value in weights.items() if value]
+    if wanted and not distillation.embeddings:
+        raise UsageError(
+            f"{where}: distillation.{wanted[0]} = {weights[wanted[0]]:g} needs distillation.embeddings, a folder made "
+            "by: sertool embed"
+        )
+    if distillation.embeddings and not wanted:
+        raise UsageError(
+            f"{where}: distillation.embeddings teach nothing without a weight; set one of "
+            f"{', '.join(f'distillation.{name}' for name in weights)}"
+        )
+    if distillation.embedding_weight and recipe.training.quantization_aware:
+        raise UsageError(
+            f"{where}: distillation.embedding_weight = {distillation.embedding_weight:g} begins with a map that has "
+            "learnt nothing, which would undo what quantisation-aware training is to keep; set it to 0"
+        )
 
 
 def decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -412,7 +467,8 @@ def decisive(recipe: Recipe) -> dict[str, dict[str, Any]]:
     values = recipe.model_dump()
     for section, key in (("data", "manifest"), ("data", "split"), ("training", "threads"), ("training", "device")):
         del values[section][key]
-    values["neighbours"]["graph"] = bool(values["neighbours"]["graph"])
+    for section, key in (("neighbours", "graph"), ("distillation", "embeddings")):
+        values[section][key] = bool(values[section][key])
     return values
 
 

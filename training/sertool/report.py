@@ -24,6 +24,9 @@ from sertool.metrics import reliability, unweighted_average_recall
 from sertool.networks import count_macs, count_parameters
 from sertool.run import Run, load_folds, read_metrics
 
+LOSSES = {"loss": "Cross entropy", "neighbour_loss": "Neighbour loss", "distillation_loss": "Distillation"}
+"""Columns of a history that are drawn where they were trained with, and the titles of their charts."""
+
 MISTAKES = 12
 """Rows of the table of mistakes."""
 
@@ -136,6 +139,7 @@ def _what(run: Run, folds: int) -> str:
     padding = "causal" if recipe.network.time_padding == "causal" else "the paper's padding"
     width = f", {recipe.network.width:g} times the channels" if recipe.network.width != 1 else ""
     graph = "with a neighbour graph" if recipe.neighbours.graph else "without a graph"
+    graph += " and with distillation" if recipe.distillation.embeddings else ""
     fold = f"{folds} folds" if folds else f"fold {recipe.data.fold} of {len(run.split.folds)}"
     return (
         f"{recipe.network.name} ({padding}{width}) trained {graph} on {recipe.data.corpus or run.manifest.path.name}, "
@@ -230,7 +234,7 @@ def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a chart of each loss that was trained with: one line a run, in the coordinates of the drawing."""
     histories = [_history(run.path / "history.csv") for run in runs]
     charts = []
-    for column, title in (("loss", "Cross entropy"), ("neighbour_loss", "Neighbour loss")):
+    for column, title in LOSSES.items():
         losses = [values for history in histories if (values := history.get(column)) and any(values)]
         if losses:
             charts.append(_chart(title, losses))
@@ -242,11 +246,7 @@ def _history(path: Path) -> dict[str, list[float]]:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {
-        column: [float(row[column]) for row in rows]
-        for column in ("loss", "neighbour_loss")
-        if rows and rows[0].get(column)
-    }
+    return {column: [float(row[column]) for row in rows] for column in LOSSES if rows and rows[0].get(column)}
 
 
 def _chart(title: str, lines: Sequence[Sequence[float]]) -> dict[str, Any]:

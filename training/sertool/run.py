@@ -6,6 +6,7 @@ trained.json             speaker, label and hash of the audio of each clip train
 checkpoint.safetensors   weights after the last epoch, with the student's description as metadata
 history.csv              loss, neighbour loss, learning rate and seconds of each epoch
 graph.csv, graph.json    the neighbour graph trained with, if any, and its teacher
+distillation.json        the teacher whose embeddings were learnt from, if any, and their hash
 start.json               the run whose weights it began with, if any: origin, and hashes of all audio it had heard
 environment.json         versions and machine
 tensorboard/             the curves
@@ -134,6 +135,19 @@ def read_start(folder: Path) -> dict[str, Any]:
     path = folder / "start.json"
     content = _read_json(path) if path.is_file() else {}
     if content.keys() != {"sha256", "provenance", "audio"}:
+        raise RunError(f"{path}: missing or damaged; train again")
+    return content
+
+
+def read_distillation(folder: Path) -> dict[str, Any]:
+    """Return what a run keeps of the teacher whose embeddings it learns from.
+
+    Raises:
+        RunError: the record is damaged or missing.
+    """
+    path = folder / "distillation.json"
+    content = _read_json(path) if path.is_file() else {}
+    if content.keys() != {"teacher", "seen", "sha256"}:
         raise RunError(f"{path}: missing or damaged; train again")
     return content
 
@@ -273,6 +287,14 @@ class Run:
             raise RunError(f"{path}: does not fit the recipe beside it; train again") from error
         return network.eval()
 
+    @property
+    def _teacher(self) -> dict[str, Any] | None:
+        if self.recipe.distillation.embeddings:
+            return dict(read_distillation(self.path)["teacher"])
+        if self.recipe.neighbours.graph:
+            return dict(_read_json(self.path / "graph.json")["teacher"])
+        return None
+
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Where the weights come from: corpus, split, teacher, recipe and versions, without paths of this machine."""
@@ -280,14 +302,14 @@ class Run:
         recipe["data"] |= {"manifest": Path(self.recipe.data.manifest).name, "split": "split.json"}
         recipe["neighbours"]["graph"] = Path(self.recipe.neighbours.graph).name
         recipe["training"]["start"] = Path(self.recipe.training.start).name
-        teacher = _read_json(self.path / "graph.json")["teacher"] if self.recipe.neighbours.graph else None
+        recipe["distillation"]["embeddings"] = Path(self.recipe.distillation.embeddings).name
         corpora = [{"name": name, "licence": self.recipe.data.licence} for name in self.recipe.data.corpora]
         earlier = self.start["provenance"] | {"sha256": self.start["sha256"]} if self.start else None
         return {
             "corpora": corpora + [corpus for corpus in (earlier or {}).get("corpora", ()) if corpus not in corpora],
             "speakers": len(self.fold.train),
             "split_hash": self.split_hash,
-            "teacher": teacher,
+            "teacher": self._teacher or (earlier or {}).get("teacher"),
             "recipe": recipe,
             "versions": _read_json(self.path / "environment.json")["versions"],
             "from": earlier,

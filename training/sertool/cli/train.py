@@ -40,7 +40,7 @@ def train(
         bool, typer.Option("--qat", help="Quantisation-aware fine-tuning: learn to do with the rounding of int8.")
     ] = False,
     allow_seen: Annotated[
-        bool, typer.Option("--allow-seen", help="Begin with a run that was trained on clips held out here.")
+        bool, typer.Option("--allow-seen", help="Take a run or a teacher that was trained on clips held out here.")
     ] = False,
     overrides: Annotated[
         list[str],
@@ -64,6 +64,8 @@ def train(
       sertool train recipe.toml -o runs/base
 
       sertool train recipe.toml -o runs/graph --set neighbours.graph=graph --set neighbours.alpha=0.1
+
+      sertool train recipe.toml -o runs/taught --set distillation.embeddings=emb --set distillation.logit_weight=0.5
 
       sertool train recipe.toml -o runs/loso --fold all
 
@@ -96,8 +98,13 @@ FINE_TUNING = (
     "training.warmup_epochs=0.0",
     "training.decay=0.5",
     "training.decay_epochs=1",
+    "distillation.embeddings=",
+    "distillation.embedding_weight=0.0",
+    "distillation.relation_weight=0.0",
+    "distillation.logit_weight=0.0",
 )
-"""What replaces a run's own schedule where it is trained further: its large steps would undo what it has learnt."""
+"""What replaces a run's own schedule and teacher where it is trained further: large steps, or a map that has learnt
+nothing yet, would undo what the network has learnt."""
 
 
 def _request(
@@ -155,6 +162,8 @@ def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[E
         losses = f"loss {report.loss:.3f}"
         if recipe.neighbours.graph:
             losses += f", neighbour loss {report.neighbour_loss:.4f}"
+        if recipe.distillation.embeddings:
+            losses += f", distillation {report.distillation_loss:.3f}"
         # As short as it can be: bar and time left must find room on 80 columns.
         text = f"{fold}: {losses}, rate {report.learning_rate:.2g}"
         progress.update(task, completed=report.epoch, description=text)
@@ -174,6 +183,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     update: dict[str, dict[str, Any]] = {
         "data": {"manifest": absolute(recipe.data.manifest), "split": absolute(recipe.data.split)},
         "neighbours": {"graph": absolute(recipe.neighbours.graph)},
+        "distillation": {"embeddings": absolute(recipe.distillation.embeddings)},
         "training": {"start": absolute(recipe.training.start)},
     }
     return _updated(recipe, update)

@@ -227,7 +227,7 @@ def _parity(checked: dict[str, Any], proven: dict[str, Any] | None) -> list[str]
 
 def _teacher(teacher: dict[str, Any] | None) -> list[str]:
     if not teacher:
-        return ["None: trained without a neighbour graph."]
+        return ["None: trained without a neighbour graph or distillation."]
     rows = {name.replace("_", " "): value for name, value in teacher.items() if not isinstance(value, dict)}
     lines = _table(("", ""), rows.items())
     if not teacher.keys() & {"corpora", "training_data"}:
