@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray
 from edge_runtime.recognizer import softmax
 from sertool.batches import hear_in_turn, padded
-from sertool.features import Progress, log_mel_clips, log_mel_windows
+from sertool.corpora.manifest import Clip
+from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows
 from sertool.files import write_json, write_text
 from sertool.metrics import (
     IntArray,
@@ -127,6 +127,29 @@ def evaluate_run(
         AudioError: a clip cannot be read.
         RunError: the network answers with something that is not a finite number.
     """
+    clips, network = scored_clips(run, part, known), run.network()
+    row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
+    rows = [row_of[clip.key] for clip in clips]
+    if is_streamed(run):
+        stride = feature_stride(network)
+        spectrograms = log_mel_clips(run.manifest, run.front_end, stride, on_features, run.window_samples).take(rows)
+    else:
+        windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)
+        spectrograms = ClipFrames.of([windows[row] for row in rows])
+    return score(run, network, clips, spectrograms, known)
+
+
+def is_streamed(run: Run) -> bool:
+    """Say whether a run's network hears clips as a stream, or each as a window; see :func:`evaluate_run`."""
+    return run.recipe.network.time_padding == "causal"
+
+
+def scored_clips(run: Run, part: str, known: Known = "nothing") -> list[Clip]:
+    """Return the clips of a part of a run's split, if the run can be scored on them.
+
+    Raises:
+        UsageError: see :func:`evaluate_run`.
+    """
     clips = run.clips(part)
     unknown = sorted({clip.label for clip in clips} - set(run.labels))
     if unknown:
@@ -143,47 +166,69 @@ def evaluate_run(
             f"{run.path}: was not trained to be calibrated; leave --calibrated out, or train with "
             "normalization.personal above 0"
         )
-    row_of = {clip.key: row for row, clip in enumerate(run.manifest.clips)}
-    rows = [row_of[clip.key] for clip in clips]
-    network = run.network()
-    streamed = run.recipe.network.time_padding == "causal"
-    if streamed:
-        beginnings, frames = _beginnings(run, rows, network, on_features, known)
-        logits = predict_beginnings(network, beginnings, frames)
+    return clips
+
+
+def score(
+    run: Run,
+    network: Student,
+    clips: Sequence[Clip],
+    spectrograms: ClipFrames,
+    known: Known = "nothing",
+    excerpts: Sequence[Sequence[FloatArray]] | None = None,
+) -> Predictions:
+    """Apply a run's network to spectrograms of clips.
+
+    Args:
+        run: whose labels, normalisation and window are used.
+        network: the run's.
+        clips: that are heard.
+        spectrograms: of the clips, dB: windows for the paper's padding. Of the speakers' calm ones, where ``known`` is
+            ``calibrated``, constants are measured.
+        known: what is known of each speaker.
+        excerpts: what is heard of each clip instead, one spectrogram (frames, mel_bands), dB, or several, whose
+            probabilities are averaged; not with ``in-turn``.
+
+    Raises:
+        RunError: the network answers with something that is not a finite number.
+    """
+    speakers, labels = [clip.speaker for clip in clips], [clip.label for clip in clips]
+    if known == "in-turn":
+        random = np.random.default_rng(TURNS_SEED)
+        heard = [[frames] for frames in hear_in_turn(spectrograms, speakers, run.normalization, random)]
     else:
-        windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)[rows]
-        logits = predict(network, run.normalization.apply(windows))
+        constants = [run.normalization] * len(clips)
+        if known == "calibrated":
+            settings = run.recipe.normalization
+            constants = personal_constants(spectrograms, speakers, labels, constants, settings, run.front_end)
+        taken = excerpts or [[frames] for frames in spectrograms]
+        heard = [[own.apply(frames) for frames in each] for own, each in zip(constants, taken, strict=True)]
+    answers = softmax(_logits(run, network, [frames for each in heard for frames in each]))
+    counts = np.array([len(each) for each in heard])
+    sums = np.add.reduceat(answers, np.cumsum(counts) - counts)
+    return Predictions(
+        run.labels,
+        tuple(clip.key for clip in clips),
+        tuple(speakers),
+        tuple(clip.gender for clip in clips),
+        np.array([run.labels.index(label) for label in labels]),
+        np.asarray(sums / counts[:, None], np.float32),
+        is_streamed(run),
+    )
+
+
+def _logits(run: Run, network: Student, spectrograms: Sequence[FloatArray]) -> FloatArray:
+    """Return the logits (N, classes) of normalised spectrograms: of their beginnings, or of whole windows."""
+    if is_streamed(run):
+        longest = run.front_end.frames(run.window_samples)
+        logits = predict_beginnings(network, *padded([frames[:longest] for frames in spectrograms], longest))
+    else:
+        logits = predict(network, np.stack(spectrograms))
     if not np.isfinite(logits).all():
         raise RunError(
             f"{run.path}: its network answers with infinite numbers; train again, with a lower learning rate"
         )
-    return Predictions(
-        run.labels,
-        tuple(clip.key for clip in clips),
-        tuple(clip.speaker for clip in clips),
-        tuple(clip.gender for clip in clips),
-        np.array([run.labels.index(clip.label) for clip in clips]),
-        softmax(logits),
-        streamed,
-    )
-
-
-def _beginnings(
-    run: Run, rows: Sequence[int], network: Student, on_features: Progress | None, known: Known
-) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Return each clip's beginning (N, frames, mel_bands), normalised, and how many of its frames count."""
-    longest = run.front_end.frames(run.window_samples)
-    clips = log_mel_clips(run.manifest, run.front_end, feature_stride(network), on_features, run.window_samples)
-    chosen, told = clips.take(rows), [run.manifest.clips[row] for row in rows]
-    speakers, constants = [clip.speaker for clip in told], [run.normalization] * len(rows)
-    if known == "in-turn":
-        normalized = hear_in_turn(chosen, speakers, run.normalization, np.random.default_rng(TURNS_SEED))
-    else:
-        if known == "calibrated":
-            labels, settings = [clip.label for clip in told], run.recipe.normalization
-            constants = personal_constants(chosen, speakers, labels, constants, settings, run.front_end)
-        normalized = [own.apply(clip) for own, clip in zip(constants, chosen, strict=True)]
-    return padded([clip[:longest] for clip in normalized], longest)
+    return logits
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
@@ -231,7 +276,7 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
         "items": len(predictions.keys),
         "form": "stream" if predictions.streamed else "window",
         "uar": unweighted_average_recall(confusion),
-        "uar_interval": _interval(matrices),
+        "uar_interval": interval_or_none(matrices),
         "accuracy": accuracy(confusion),
         "labels": list(predictions.labels),
         "confusion": confusion.tolist(),
@@ -240,22 +285,23 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
             for row, label in enumerate(predictions.labels)
         },
         "recall_interval": {
-            label: _interval(matrices, partial(recall, row=row)) if confusion[row].any() else None
+            label: interval_or_none(matrices, partial(recall, row=row)) if confusion[row].any() else None
             for row, label in enumerate(predictions.labels)
         },
         "speakers": {name: unweighted_average_recall(matrix) for name, matrix in by_speaker.items()},
         "genders": {name: unweighted_average_recall(matrix) for name, matrix in by_gender.items()},
         "gender_interval": {
-            name: _interval([by_speaker[speaker] for speaker in sorted(set(speakers[genders == name]))])
+            name: interval_or_none([by_speaker[speaker] for speaker in sorted(set(speakers[genders == name]))])
             for name in by_gender
         },
         "ece": expected_calibration_error(predictions.probabilities, predictions.truth),
     }
 
 
-def _interval(
+def interval_or_none(
     matrices: Sequence[IntArray], metric: Callable[[IntArray], float] = unweighted_average_recall
 ) -> list[float] | None:
+    """Return :func:`sertool.metrics.speaker_interval` for JSON, which knows no NaN."""
     low, high = speaker_interval(matrices, metric=metric)
     return None if np.isnan(low) else [low, high]
 

@@ -105,8 +105,30 @@ class ClipFrames:
 
     def take(self, rows: Sequence[int]) -> ClipFrames:
         """Return some of the clips, in this order."""
-        chosen = [self[row] for row in rows]
-        return ClipFrames(np.concatenate(chosen), np.cumsum([len(clip) for clip in chosen]))
+        return ClipFrames.of([self[row] for row in rows])
+
+    @classmethod
+    def of(cls, clips: Sequence[FloatArray]) -> ClipFrames:
+        """Put clips (n_i, mel_bands), at least one, one after the other."""
+        return cls(np.concatenate(clips), np.cumsum([len(clip) for clip in clips]))
+
+
+def longest_samples(front_end: FrontEnd, window_samples: int = 0) -> int:
+    """Return how many samples of a clip are taken: :data:`LONGEST_CLIP_S`, or the window where that is longer.
+
+    Example:
+        >>> longest_samples(FrontEnd(), 95744)
+        480000
+    """
+    return max(round(LONGEST_CLIP_S * front_end.sample_rate), window_samples)
+
+
+def log_mel_clip(samples: FloatArray, front_end: FrontEnd, shortest_frames: int) -> FloatArray:
+    """Return the log-Mel spectrogram (frames, mel_bands), dB, of a clip as it is.
+
+    A clip of fewer frames than ``shortest_frames`` is repeated to as many, as the device does.
+    """
+    return log_mel(tile_or_cut(samples, max(front_end.samples(shortest_frames), len(samples))), front_end)
 
 
 def log_mel_clips(
@@ -132,18 +154,19 @@ def log_mel_clips(
         AudioError: a clip cannot be read.
         SerError: the cached file is damaged.
     """
-    longest = max(round(LONGEST_CLIP_S * front_end.sample_rate), window_samples)
+    longest = longest_samples(front_end, window_samples)
     key = cache_key(manifest, front_end.to_dict(), "clips", longest, shortest_frames)
     path = cache_folder() / f"log-mel-{key}.npz"
     if not path.is_file():
-        shortest, clips = front_end.samples(shortest_frames), []
+        spectrograms = []
         for row, clip in enumerate(manifest.clips, start=1):
-            samples = clip.read()[:longest]
-            clips.append(log_mel(tile_or_cut(samples, max(shortest, len(samples))), front_end))
+            spectrograms.append(log_mel_clip(clip.read()[:longest], front_end, shortest_frames))
             if progress:
                 progress(row, len(manifest))
         with atomic_path(path) as temporary:
-            np.savez(temporary, frames=np.concatenate(clips), ends=np.cumsum([len(clip) for clip in clips]))
+            np.savez(
+                temporary, frames=np.concatenate(spectrograms), ends=np.cumsum([len(frames) for frames in spectrograms])
+            )
     try:
         with np.load(path, allow_pickle=False) as cached:
             return ClipFrames(cached["frames"], cached["ends"])
