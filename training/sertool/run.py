@@ -14,6 +14,7 @@ resume.safetensors       only until the last epoch: what the next epoch needs
 metrics.json             written by ``sertool evaluate``: results on test speakers
 predictions.csv          likewise: every test item with its probabilities
 parity.json              written by ``sertool parity``: how exported files differ from the network on test speakers
+robustness.json          written by ``sertool robustness``: results under noise, in rooms, over channels
 report.html              likewise: all of this to look at
 """
 
@@ -358,6 +359,16 @@ def read_parity(folder: Path) -> dict[str, Any]:
         RunError: the file is damaged.
     """
     path = folder / "parity.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def read_robustness(folder: Path) -> dict[str, Any]:
+    """Return what ``robustness.json`` of a run, or of the folder above its folds, holds; empty before it is measured.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / "robustness.json"
     return _read_json(path) if path.is_file() else {}
 
 

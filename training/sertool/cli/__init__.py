@@ -20,6 +20,7 @@ from sertool.cli import (
     parity,
     pretrain,
     recipe,
+    robustness,
     split,
     teacher,
     train,
@@ -42,6 +43,7 @@ app.command("networks")(networks.networks)
 app.command("pretrain")(pretrain.pretrain)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("robustness")(robustness.robustness)
 app.command("compare")(compare.compare)
 app.command("paper")(paper.paper)
 app.command("export")(export.export)
@@ -74,7 +76,7 @@ def main() -> None:
         code = _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     if code == 130:  # typer turns Ctrl-C into this code and says nothing
         # These keep what they have done so far.
-        kept = sys.argv[1:2] in (["train"], ["embed"], ["teacher"], ["paper"])
+        kept = sys.argv[1:2] in (["train"], ["embed"], ["teacher"], ["paper"], ["robustness"])
         advice = "; the same command goes on from here" if kept else ""
         _fail(f"interrupted{advice}", code)
     sys.exit(code)

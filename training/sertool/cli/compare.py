@@ -90,7 +90,7 @@ def _table_of_sets(sets: list[dict[str, Any]]) -> Table:
                 str(number),
                 name,
                 f"{score['mean']:.1%}",
-                _range(score["interval"], ".1f"),
+                range_of_percents(score["interval"], ".1f"),
                 _spread(score["by_seed"], score["seed_deviation"]),
                 _spread(score["by_fold"], score["fold_deviation"]),
             )
@@ -104,7 +104,7 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> Table:
         tests = {"uar": (f"z-test, z = {z_test['z']:z.2f}", z_test["p"]), "accuracy": (_mcnemar(mcnemar), mcnemar["p"])}
         for metric, name in METRICS.items():
             test, p = tests[metric]
-            change, interval = 100 * row[metric]["difference"], _range(row[metric]["interval"], "+z.1f")
+            change, interval = 100 * row[metric]["difference"], range_of_percents(row[metric]["interval"], "+z.1f")
             table.add_row(str(number), name, f"{change:+z.1f}", interval, test, "<0.001" if p < 0.001 else f"{p:.3f}")
     return table
 
@@ -116,7 +116,8 @@ def _empty_table(*columns: str) -> Table:
     return table
 
 
-def _range(interval: list[float] | None, style: str) -> str:
+def range_of_percents(interval: list[float] | None, style: str) -> str:
+    """Return an interval of shares as text, both ends in percent, formatted by ``style``."""
     return "one speaker" if interval is None else " to ".join(format(100 * end, style) for end in interval)
 
 
