@@ -373,8 +373,8 @@ class RawAudio:
         self._most_bytes = PIPE_BYTES
         self._half_frame = b""
         self._frames = 0
-        self._heard = False
-        self._looked_at = 0.0
+        self._heard = self._lost = False
+        self._looked_at = self._heard_at = 0.0
         self._ended = False
         self._stopped = False
 
@@ -391,32 +391,32 @@ class RawAudio:
 
     def blocks(self) -> Iterator[Block | Loss]:
         """Give what comes until the pipe is closed."""
-        reception = Reception(self._rate, 0, self._sample_rate, np.ravel, Reason.DAMAGED)
-        self._looked_at = heard_at = now()
-        lost = False
+        self._reception = Reception(self._rate, 0, self._sample_rate, np.ravel, Reason.DAMAGED)
+        self._looked_at = self._heard_at = now()
         while not self._stopped and not self._ended:
             asked = now()
             captured = self._read()
             overslept = now() - asked >= self._stall  # the board did
-            if self.live and not lost and (overslept or (not captured and now() - heard_at >= self._stall)):
-                yield from reception.convert([], last=True)
-                lost = True
+            if overslept or (not captured and now() - self._heard_at >= self._stall):
+                yield from self._reception.convert([], last=True)
                 yield from self._lose(Reason.STALLED, f"has given nothing for {self._stall:g} s")
-            if captured and (captured.frames.any() or not lost):
-                lost, heard_at = False, now()
-            silent = False
-            heard = [captured] if captured and not lost else []
-            for block in reception.convert(heard, last=now() - heard_at >= PATIENCE_S):
+            for block in self._placed(captured):
                 silent = self._silence.push(block.samples)
                 yield block
-            if self.live and silent:
-                lost = True
-                what = f"has given nothing but zeros for {self._silence.limit:g} s"
-                yield from self._lose(Reason.DIGITAL_SILENCE, what)
+                if silent:
+                    what = f"has given nothing but zeros for {self._silence.limit:g} s"
+                    yield from self._lose(Reason.DIGITAL_SILENCE, what)
         if not self._stopped and not self._frames:
             raise AudioError(f"{self.name}: no audio in it; did the program that writes it fail?")
-        if not self._stopped and not lost:
-            yield from reception.finish(self._frames)
+        if not self._stopped and not self._lost:
+            yield from self._reception.finish(self._frames)
+
+    def _placed(self, captured: Captured | None) -> Iterator[Block]:
+        """Give what came, or what waited for it, where it belongs in the stream; zeros do not end a loss."""
+        if captured and (captured.frames.any() or not self._lost):
+            self._lost, self._heard_at = False, now()
+        heard = [captured] if captured and not self._lost else []
+        yield from self._reception.convert(heard, last=now() - self._heard_at >= PATIENCE_S)
 
     def _read(self) -> Captured | None:
         """Return what comes; None where for a moment nothing does, or what is no audio."""
@@ -452,7 +452,10 @@ class RawAudio:
             return np.zeros(0, np.float32)
 
     def _lose(self, reason: Reason, what: str) -> Iterator[Loss]:
+        if self._lost or not self.live:
+            return
         detail = f"{self.name} {what}"
+        self._lost = True
         self._silence.reset()
         yield Loss(reason, detail)
         if self._exit_on_loss:
