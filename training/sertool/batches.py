@@ -157,7 +157,7 @@ def _choices(
     if settings.personal_label not in labels:
         raise UsageError(
             f"{manifest.path}: no clip is labelled {settings.personal_label!r}, normalization.personal_label; "
-            f"{nearest(settings.personal_label, labels)}"
+            f"{nearest(settings.personal_label, labels)}; or set normalization.personal to 0"
         )
     personal = personal_constants(
         clips, [clip.speaker for clip in chosen], [clip.label for clip in chosen], usual, settings, FrontEnd()

@@ -316,14 +316,20 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "training.average=0.99",
     ),
 }
+PRESETS["field"] = (
+    *PRESETS["device"],
+    "normalization.personal=0.5",
+    "augmentation.noise=0.5",
+    "augmentation.loudness=6.0",
+)
 PRESETS["pretraining"] = (
     *PRESETS["device"],
     "normalization.by=corpus",
     "training.epochs=8",
     "training.batch_size=32",
 )
-"""Recipes by name, as what they change of the defaults: the paper's own, what did best at the same cost on a board, and
-what that begins with (docs/results.md)."""
+"""Recipes by name, as what they change of the defaults: the paper's own; what did best as a stream in a quiet room; the
+same in noise, at any distance, and calibrated or not; and what both may begin with (docs/results.md)."""
 
 
 def preset(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -21,7 +21,8 @@ def new(
     preset: Annotated[
         str,
         typer.Option(
-            help="paper: as published; device: what did best as a stream on a board; pretraining: what it begins with."
+            help="paper: as published; device: what did best as a stream on a board, in a quiet room; field: the same "
+            "for noise, other distances and ser-edge calibrate; pretraining: what these may begin with."
         ),
     ] = "paper",
     overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a value.")] = [],  # noqa: B006
