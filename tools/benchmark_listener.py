@@ -44,6 +44,9 @@ SECONDS = 60
 WARM_UP_S = 2
 WINDOW_SAMPLES = 95744
 
+PIPED_WIDTH = 120
+"""Columns of the tables where no terminal says how many there are."""
+
 NETWORKS = ("resnet9", "cnn6")
 FILES = {"stream.onnx": "int8", "stream.tflite": "int8", "window.onnx": "fp32"}
 """Files of each network: ours, in both formats, and the one of the hand-written loop."""
@@ -379,11 +382,12 @@ def print_tables(costs: dict[str, Cost], found: list[Target]) -> None:
             f"{cost.silence / ours.silence:.1f}", f"{cost.memory:.0f}", str(cost.scores),
             "" if cost.first_event is None else f"{cost.first_event:.2f}",
         )  # fmt: skip
-    Console().print(table)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console.print(table)
     verdicts = Table("target", "measured", "at most", "met")
     for target in found:
         verdicts.add_row(target.name, f"{target.measured:.4g}", f"{target.limit:.4g}", "yes" if target.met else "NO")
-    Console().print(verdicts)
+    console.print(verdicts)
 
 
 def main() -> None:
