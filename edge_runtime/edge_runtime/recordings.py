@@ -433,8 +433,8 @@ class RawAudio:
         if not len(samples):
             return None
         self._heard = True
-        if not self.live:  # it comes when it is asked for
-            return Captured(first / self._rate, first, samples)
+        if not self.live:  # each piece comes when its last frame is due, however long it is: nothing is ever late
+            return Captured((first + len(samples)) / self._rate, first, samples)
         # What was there before anyone looked may have come at any time since the last look.
         return Captured(self._looked_at, first, samples, None if waited else looked_before)
 

@@ -507,6 +507,11 @@ def test_pauses_of_what_is_not_live_are_no_gaps(recorder):
     assert seconds(recorder(recorded((0, 3), (5, 8), (20, 21)), live=False)) == [(0, 7)]
 
 
+def test_pieces_of_any_length_of_what_is_not_live_are_no_gaps(recorder):
+    pieces = [(0.1, np.full(round(16000 * length), 0.5)) for length in (2.0, 0.5, 1.5, 0.1)]
+    assert seconds(recorder(pieces, live=False)) == [(0, 4.1)]
+
+
 def test_a_loss_while_nobody_listens_is_told_once_the_listener_has_caught_up(recorder):
     found = recorder(recorded((0, 3), (5, 12)), away={20: 4.0})
     assert [found[0][0], found[-1][1]] == [0, 12 * 16000]
