@@ -8,8 +8,8 @@ TORCH ?= torch==2.13.0
 CORPUS ?= synthetic
 
 # The two halves of the tests take as long as each other and run side by side, half an hour's work in a quarter.
-DESK_TESTS ?= tests/sertool training/sertool
-DEVICE_TESTS ?= tests/deploy tests/edge_runtime tests/end_to_end tests/models tests/tools edge_runtime/edge_runtime
+DESK_TESTS ?= tests/sertool tests/models tests/deploy training/sertool
+DEVICE_TESTS ?= tests/edge_runtime tests/end_to_end tests/tools edge_runtime/edge_runtime
 
 BIN := .venv/bin
 INSTALLED := .venv/installed

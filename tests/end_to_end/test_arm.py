@@ -17,7 +17,7 @@ import pytest
 from edge_runtime.frontend import log_mel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from arm_root import PROCESSORS, ArmRoot
+from arm_root import ArmRoot
 from count_instructions import QUICK, count_all, off_budget
 from quick_run import quick_run, syllables, write_wav
 from virtual_microphone import VirtualMicrophone
@@ -39,10 +39,14 @@ ANSWERED = [*(("bookworm", model) for model in MODELS), ("trixie", "stream.onnx"
 """What commands are asked about. The emulator takes seconds for each question: on the newer Debian, about one file."""
 
 COMPUTED = [
-    *(("bookworm", model, cpu) for cpu in PROCESSORS for model in MODELS),
-    *(("trixie", model, "cortex-a76") for model in ("stream.onnx", "window.tflite")),
+    ("bookworm", "window.onnx", "cortex-a72"),
+    ("bookworm", "stream.onnx", "cortex-a76"),
+    ("bookworm", "window.tflite", "cortex-a76"),
+    ("bookworm", "stream.tflite", "cortex-a72"),
+    ("trixie", "stream.onnx", "cortex-a76"),
+    ("trixie", "window.tflite", "cortex-a72"),
 ]
-"""Whose logits are compared: on the newer Debian, those of each form and of each library."""
+"""Whose logits are compared: each file, and each library on each processor, whose kernels are not the other's."""
 
 SECONDS = {"short": 0.9, "window": 1.536, "long": 6.0}
 
@@ -132,10 +136,14 @@ def test_it_runs_on_the_processor_it_says(root: ArmRoot, version: str) -> None:
 
 
 @pytest.mark.parametrize(("root", "model"), ANSWERED, indirect=True)
-def test_info_and_verify_pass_the_self_test(model: Path, root: ArmRoot, run: Run) -> None:
+def test_info_passes_the_self_test(model: Path, root: ArmRoot, run: Run) -> None:
     here = json.loads(run(model.parent, f"ser-edge info {model} --json"))
     assert json.loads(root.run("ser-edge", "info", model, "--json").stdout) == here
     assert here["self_test"] == "passed"
+
+
+@pytest.mark.parametrize("model", ["stream.onnx"], indirect=True)
+def test_verify_passes(model: Path, root: ArmRoot) -> None:
     root.run("ser-edge", "verify", model)
 
 

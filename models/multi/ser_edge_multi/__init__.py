@@ -1,0 +1,1 @@
+"""A model for ser-edge; there is nothing to import."""
