@@ -121,9 +121,23 @@ def test_five_folds_of_five_women_and_five_men_hold_one_of_each():
             assert women_and_men(manifest, fold.test) == (1, 1)
 
 
+def test_each_corpus_of_a_joined_manifest_tests_once():
+    clips = [
+        Clip(f"{number}-{label}.wav", Path("x"), f"{name}/{number}", label)
+        for name in ("one", "two", "three")
+        for number in range(2)
+        for label in ("anger", "fear")
+    ]
+    folds = make_split(Manifest(tuple(clips), Path("joined.csv")), "loco").folds
+    assert [fold.test for fold in folds] == [(f"{name}/0", f"{name}/1") for name in ("one", "three", "two")]
+    assert all(len(fold.train) == 4 and not fold.validation for fold in folds)
+
+
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
+        ("loco", "one corpus only; join it with others first"),
+        ("loco:2", "is not known"),
         ("losso", "did you mean 'loso'"),
         ("loso:3", "is not known"),
         ("paper", r"defined for RAVDESS \(12 women, 12 men\) and DEMoS .* has 3 and 3 of 6"),

@@ -24,14 +24,15 @@ app = typer.Typer(no_args_is_help=True, help="Divide speakers into train, valida
 @app.command()
 def make(
     manifest: Annotated[Path, typer.Argument(help="The corpus.")],
-    protocol: Annotated[str, typer.Option(help="loso, kfold:K, fractions:A,B,C, paper or release.")],
+    protocol: Annotated[str, typer.Option(help="loso, loco, kfold:K, fractions:A,B,C, paper or release.")],
     seed: Annotated[int, typer.Option(help="Decides which speakers fall together.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The split to write.")] = Path("split.json"),
 ) -> None:
     """Make a speaker-independent split, women and men in proportion where the manifest knows them.
 
-    loso: every speaker tests once, all others train. kfold:K: K groups of speakers take turns. fractions:A,B,C:
-    shares of the speakers for train, validation and test. paper: 10/8/6 speakers on RAVDESS, 27/25/16 on DEMoS.
+    loso: every speaker tests once, all others train. loco: so every corpus of a joined manifest (leave one corpus out).
+    kfold:K: K groups of speakers take turns. fractions:A,B,C: shares of the speakers for train, validation and test.
+    paper: 10/8/6 speakers on RAVDESS, 27/25/16 on DEMoS.
     release: all train, for a model to be given away, which folds of the same recipe vouch for (sertool export --folds).
 
     Examples:

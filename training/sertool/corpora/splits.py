@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import SerError, UsageError, nearest
+from sertool.corpora.join import corpus_of
 from sertool.corpora.manifest import Manifest
 from sertool.files import write_text
 
 PARTS = ("train", "validation", "test")
-PROTOCOLS = ("loso", "kfold:K", "fractions:A,B,C", "paper", "release")
+PROTOCOLS = ("loso", "loco", "kfold:K", "fractions:A,B,C", "paper", "release")
 RELEASE = "release"
 """The protocol by which nobody tests."""
 
@@ -116,14 +117,15 @@ def make_split(manifest: Manifest, protocol: str, seed: int = 0) -> Split:
 
     Args:
         manifest: the corpus.
-        protocol: ``loso`` (each speaker tests once, all others train), ``kfold:K`` (K groups of speakers take turns),
-            ``fractions:A,B,C`` (shares of the speakers for train, validation, test), ``paper`` (10/8/6 speakers
-            on RAVDESS, 27/25/16 on DEMoS) or ``release`` (all train and nobody tests).
+        protocol: ``loso`` (each speaker tests once, all others train), ``loco`` (so each corpus of a joined manifest),
+            ``kfold:K`` (K groups of speakers take turns), ``fractions:A,B,C`` (shares of the speakers for train,
+            validation, test), ``paper`` (10/8/6 speakers on RAVDESS, 27/25/16 on DEMoS) or ``release`` (all train and
+            nobody tests).
         seed: decides which speakers fall together.
 
     Raises:
         UsageError: an unknown protocol, more parts than speakers, fractions that do not sum to 1, ``paper`` on another
-            corpus, or a training part without one of the labels.
+            corpus, ``loco`` on a single one, or a training part without one of the labels.
     """
     kind, _, argument = protocol.partition(":")
     if len(manifest.speakers) < 2:
@@ -132,6 +134,8 @@ def make_split(manifest: Manifest, protocol: str, seed: int = 0) -> Split:
         )
     if kind == "loso" and not argument:
         folds = _held_out(manifest, [[speaker] for speaker in manifest.speakers])
+    elif protocol == "loco":
+        folds = _held_out(manifest, _by_corpus(manifest))
     elif kind == "kfold":
         folds = _kfold(manifest, argument, seed)
     elif kind == "fractions":
@@ -170,6 +174,16 @@ def _interleaved(manifest: Manifest, seed: int) -> list[str]:
 def _held_out(manifest: Manifest, groups: Sequence[Sequence[str]]) -> list[Fold]:
     everyone = set(manifest.speakers)
     return [Fold(tuple(sorted(everyone - set(group))), (), tuple(sorted(group))) for group in groups]
+
+
+def _by_corpus(manifest: Manifest) -> list[list[str]]:
+    corpus = {clip.speaker: corpus_of(clip) for clip in manifest.clips}
+    groups = [
+        [speaker for speaker in manifest.speakers if corpus[speaker] == name] for name in sorted(set(corpus.values()))
+    ]
+    if len(groups) < 2:
+        raise UsageError(f"{manifest.path}: one corpus only; join it with others first: sertool corpus join")
+    return groups
 
 
 def _kfold(manifest: Manifest, argument: str, seed: int) -> list[Fold]:

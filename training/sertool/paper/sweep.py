@@ -64,7 +64,7 @@ class Corpus(Section):
     """How manifest and split are made, where [data] does not name them, and what is reported."""
 
     root: str = Field("", description="folder of the corpus; empty: $SERTOOL_DATA/corpora and its name")
-    protocol: str = Field("", description="of the split: loso, kfold:K, fractions:A,B,C or paper")
+    protocol: str = Field("", description="of the split: loso, loco, kfold:K, fractions:A,B,C or paper")
     split_seed: int = Field(0, description="decides which speakers fall together")
     report: tuple[Part, ...] = Field(
         ("test",),
