@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ class EpochReport:
         epochs: how many there will be.
         loss: mean cross entropy of the clips.
         neighbour_loss: mean neighbour loss, before it is multiplied by alpha; 0 without a graph.
-        distillation_loss: mean of what the teacher adds, weights included; 0 without one.
+        distillation_loss: mean of what the teacher adds, weights included; 0 without one. In quantisation-aware
+            training the squared difference of the logits to those before it, and all that is learnt from.
         learning_rate: of this epoch.
         seconds: it took.
     """
@@ -167,7 +169,7 @@ def fit(
     learner = _learner(recipe, network, distiller, len(rows), device)
     if training.quantization_aware:
         calibration = _calibration(clips, student)
-        learner = replace(learner, rounded=RoundedComputation(network, calibration))
+        learner = replace(learner, rounded=RoundedComputation(network, calibration), original=deepcopy(network))
     resume = folder / "resume.safetensors"
     reports = load_resume(resume, learner.optimizer, learner.state())
     if on_start:
@@ -237,6 +239,10 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
             distillation_loss = learner.distiller.loss(batch, mixture, pooled[: len(batch)], logits[: len(batch)])
         truth_share = 1 - recipe.distillation.logit_weight
         loss = truth_share * cross_entropy + neighbours.alpha * graph_loss + distillation_loss
+        if learner.original:  # the labels taught it all they could; what is left is to answer the same though rounded
+            with torch.no_grad():
+                wanted = learner.original.head(learner.original.pool(seen.inputs, seen.skip, seen.features))
+            loss = distillation_loss = functional.mse_loss(logits, wanted)
         if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
                 f"training diverged in epoch {epoch + 1}: the loss is {loss.item():.3g}; "
@@ -301,6 +307,7 @@ class Learner:
         bank: of its embeddings.
         distiller: with the map from its features to the teacher's, where there is one.
         rounded: the rounding of int8, where it is trained with.
+        original: the network before it, whose logits it is to keep.
     """
 
     network: Student
@@ -309,6 +316,7 @@ class Learner:
     bank: EmbeddingBank
     distiller: Distiller | None = None
     rounded: RoundedComputation | None = None
+    original: Student | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Return all that an epoch changes but the optimizer, by name."""

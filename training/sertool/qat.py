@@ -3,7 +3,9 @@
 What is rounded, and how, is what :func:`sertool.export.quantize.quantize` makes of the same network: activations to
 unsigned 8 bits by one range a tensor (the steps of what is summed in float a little coarser, as there), weights to 7
 bits by one scale an output channel, the layer that makes the logits not at all. Gradients pass the rounding as if it
-were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al., 2018).
+were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al., 2018). What is learnt is to give the
+logits that the network gave before, on the same augmented clips: its labels it knows by heart, and a file is held to
+what was trained, not to the labels (so the loss of any distillation: Hinton et al., 2015; here squared differences).
 
 Batch normalisation needs no folding here. After training it only scales and shifts a channel, and a symmetric scale of
 its own for each channel rounds the scaled weights as it rounds the weights.

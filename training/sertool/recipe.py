@@ -251,8 +251,8 @@ class Training(Section):
     start: str = Field("", description="run to go on from; sertool train --from sets it; empty: fresh weights")
     quantization_aware: bool = Field(
         False,
-        description="compute with the rounding errors of int8, batch normalisation and dropout frozen; "
-        "sertool train --qat sets it",
+        description="compute with the rounding errors of int8, batch normalisation and dropout frozen, and learn "
+        "to answer as before; sertool train --qat sets it",
     )
     context: float = Field(
         0.5,
