@@ -46,7 +46,7 @@ from quick_run import syllables, write_wav
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from simulated_sound import LOSING, Fault, Samples, SimulatedSound
+from simulated_sound import LOSING, Fault, Samples, SimulatedSound, repeated
 from tiny_artifact import tiny_file
 from tiny_stream import tiny_stream_model
 from virtual_microphone import VirtualMicrophone
@@ -228,11 +228,7 @@ def talk() -> Callable[[int, int], Samples]:
     for number, (start, end) in enumerate(UTTERANCES):
         voice = syllables(end - start, 150 + 100 * number)
         loop[round(start * 16000) : round(start * 16000) + len(voice)] = voice
-
-    def spoken(position: int, count: int) -> Samples:
-        return np.take(loop, range(position, position + count), mode="wrap")
-
-    return spoken
+    return repeated(loop)
 
 
 def draw_faults(draw: random.Random, kind: str, seconds: float) -> list[Fault]:

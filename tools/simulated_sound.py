@@ -50,6 +50,17 @@ class Fault:
     end: float
 
 
+def repeated(loop: Samples) -> Callable[[int, int], Samples]:
+    """Return what gives so many samples, at most a loop's length, from any position of a loop without end.
+
+    Example:
+        >>> repeated(np.array([1, 2, 3], np.int16))(5, 2)
+        array([3, 1], dtype=int16)
+    """
+    twice = np.concatenate([loop, loop])
+    return lambda position, count: twice[position % len(loop) :][:count]
+
+
 class PortAudioError(Exception):
     """What sounddevice raises."""
 

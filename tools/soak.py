@@ -26,7 +26,7 @@ import numpy as np
 from fault_campaign import LOOP_S, UTTERANCES, examine, make_models, resident, talk
 from rich.console import Console
 from rich.progress import Progress
-from simulated_sound import Fault, Samples, SimulatedSound
+from simulated_sound import Fault, Samples, SimulatedSound, repeated
 
 from edge_runtime.events import Event
 from edge_runtime.listener import Listener
@@ -69,14 +69,8 @@ class Result:
 def spoken() -> Callable[[int, int], Samples]:
     """Return what is heard: talk at the beginning of each hour, else the room."""
     talking = talk()
-    room = np.random.default_rng(1).integers(5, 15, 1 << 16).astype(np.int16)
-
-    def hear(position: int, count: int) -> Samples:
-        if position / 16000 % HOUR_S < TALK_S:
-            return talking(position, count)
-        return np.take(room, range(position, position + count), mode="wrap")
-
-    return hear
+    room = repeated(np.random.default_rng(1).integers(5, 15, 1 << 16).astype(np.int16))
+    return lambda position, count: (talking if position / 16000 % HOUR_S < TALK_S else room)(position, count)
 
 
 def soak(days: float, recognizer: Recognizer, progress: Callable[[float], None] = lambda _done: None) -> Result:
