@@ -321,6 +321,7 @@ PRESETS["field"] = (
     "normalization.personal=0.5",
     "augmentation.noise=0.5",
     "augmentation.loudness=6.0",
+    "training.epochs=60",  # noise takes longer to learn
 )
 PRESETS["pretraining"] = (
     *PRESETS["device"],
