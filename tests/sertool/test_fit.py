@@ -546,7 +546,8 @@ def test_it_learns_and_hears_the_same_in_new_voices(learnt: Path) -> None:
 def test_history_follows_the_recipe(learnt: Path) -> None:
     rows = history(learnt)
     assert list(rows[0]) == [
-        "epoch", "epochs", "loss", "neighbour_loss", "distillation_loss", "learning_rate", "seconds",
+        "epoch", "epochs", "loss", "neighbour_loss", "distillation_loss", "invariance_loss", "learning_rate",
+            "seconds",
     ]  # fmt: skip
     assert [row["epoch"] for row in rows] == list(range(1, 13))
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3] * 5 + [9e-4] * 5 + [8.1e-4] * 2)

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from scipy.spatial import distance as scipy_distance
 from scipy.special import softmax
 from scipy.stats import entropy
+from torch.nn import functional
 
-from sertool.losses import DISTANCES, embedding_loss, neighbour_loss, opinion_loss, relation_loss
+from sertool.losses import (
+    DISTANCES,
+    embedding_loss,
+    labelled_cross_entropy,
+    neighbour_loss,
+    opinion_loss,
+    relation_loss,
+)
 
 # The worked example in the documentation of TensorFlow Neural Structured Learning's distances.
 SOURCES = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 2.0], [5.0, 5.0]])
@@ -177,3 +185,26 @@ def test_features_that_are_all_zero_are_taught_without_a_nan() -> None:
     teacher = torch.randn(3, 4)
     (relation_loss(features, teacher) + embedding_loss(features, teacher)).backward()
     assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_that_of_the_labelled_part(smoothing: float) -> None:
+    """By torch on the labelled clips alone; of a mixture, by hand: its labelled share of that clip's error."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3), torch.tensor([2, 0, 1])
+    truth = torch.zeros(5, 3)
+    truth[:3] = functional.one_hot(labels, 3)
+    alone = functional.cross_entropy(logits[:3], labels, reduction="none", label_smoothing=smoothing)
+    assert float(labelled_cross_entropy(logits, truth, smoothing)) == pytest.approx(float(alone.mean()), rel=1e-6)
+    truth[2] *= 0.3
+    expected = (alone[0] + alone[1] + 0.3 * alone[2]) / 2.3
+    assert float(labelled_cross_entropy(logits, truth, smoothing)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_cross_entropy_of_a_batch_without_labels_is_nothing_and_pulls_at_nothing() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = labelled_cross_entropy(logits, torch.zeros(4, 3), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

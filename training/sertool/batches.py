@@ -153,7 +153,7 @@ def _choices(
         usual = [of_corpus[name] for name in corpora.tolist()]
     if not settings.personal:
         return Choices(usual, loudness=loudness)
-    labels = {clip.label for clip in chosen}
+    labels = {clip.label for clip in chosen if clip.label}
     if settings.personal_label not in labels:
         raise UsageError(
             f"{manifest.path}: no clip is labelled {settings.personal_label!r}, normalization.personal_label; "

@@ -101,7 +101,7 @@ def out_of_fold_logits(vectors: FloatArray, clips: Sequence[Clip], labels: Seque
 
     Args:
         vectors: float32 (N, D), standardised embeddings of the clips.
-        clips: that are trained on (N,).
+        clips: that are trained on (N,); heads learn from those with a label, and judge all.
         labels: in the order of the logits.
 
     Returns:
@@ -110,18 +110,19 @@ def out_of_fold_logits(vectors: FloatArray, clips: Sequence[Clip], labels: Seque
     Raises:
         UsageError: a label that no other speakers have than those a head is to judge.
     """
-    truth = np.array([labels.index(clip.label) for clip in clips])
+    truth = np.array([labels.index(clip.label) if clip.label else -1 for clip in clips])
     logits = np.empty((len(clips), len(labels)), np.float32)
     speakers = sorted({clip.speaker for clip in clips})
     for number in range(min(HEADS, len(speakers))):
         group = speakers[number::HEADS]
         judged = np.array([clip.speaker in group for clip in clips])
-        if missing := sorted(set(range(len(labels))) - set(truth[~judged])):
+        taught = ~judged & (truth >= 0)
+        if missing := sorted(set(range(len(labels))) - set(truth[taught])):
             raise UsageError(
                 f"distillation.logit_weight: only {', '.join(group)} can teach {labels[missing[0]]!r}, so no head that "
                 "was trained on other speakers knows it; set it to 0, or train on more speakers"
             )
-        weights, biases = fit_head(vectors[~judged], truth[~judged], len(labels))
+        weights, biases = fit_head(vectors[taught], truth[taught], len(labels))
         logits[judged] = vectors[judged] @ weights + biases
     return logits
 

@@ -1,4 +1,4 @@
-"""The training loop: a light CNN, cross entropy, the neighbour loss of the paper and distillation, from top to bottom.
+"""The training loop: a light CNN, cross entropy, the neighbour loss of the paper and other terms, from top to bottom.
 
 Every epoch draws its order and its dropout from the seed and the epoch's number alone, and ends by writing all that
 the next one needs. So a run that was interrupted anywhere goes on from its last whole epoch and ends with the same
@@ -32,13 +32,15 @@ from sertool.augment import augmented, draw_mixture
 from sertool.batches import Inputs, training_inputs
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, load_fold, load_split, training_labels
+from sertool.corpora.withheld import withhold_labels
 from sertool.distill import Distiller, TeacherView, load_view
 from sertool.epochs import load_resume, save_history, save_resume
 from sertool.features import Progress
 from sertool.files import write_json, write_text
 from sertool.graph import NeighbourGraph, load_graph
 from sertool.hardware import choose_device, has_bfloat16
-from sertool.losses import neighbour_loss
+from sertool.invariance import Adversary
+from sertool.losses import labelled_cross_entropy, neighbour_loss
 from sertool.networks import Student, build_network
 from sertool.qat import RoundedComputation
 from sertool.recipe import Neighbours, Recipe, Training, decisive, load_recipe, write_recipe
@@ -60,6 +62,9 @@ from sertool.run import (
 CALIBRATION_CLIPS = 64
 """Clips that quantisation-aware training measures activations on, as many as an export takes unless told otherwise."""
 
+LOSSES = ("loss", "neighbour_loss", "distillation_loss", "invariance_loss")
+"""What an epoch reports the means of."""
+
 MAX_LOSS = 1e6
 """A greater loss of a batch counts as diverged, though float32 still holds it. Guessing costs the logarithm of the
 number of classes; a network that reaches a million has logits of that size, and does not come back from there."""
@@ -72,10 +77,11 @@ class EpochReport:
     Attributes:
         epoch: counted from 1.
         epochs: how many there will be.
-        loss: mean cross entropy of the clips.
+        loss: mean cross entropy of the labelled clips.
         neighbour_loss: mean neighbour loss, before it is multiplied by alpha; 0 without a graph.
         distillation_loss: mean of what the teacher adds, weights included; 0 without one. In quantisation-aware
             training the squared difference of the logits to those before it, and all that is learnt from.
+        invariance_loss: mean cross entropy of the adversary, weight included; 0 without one.
         learning_rate: of this epoch.
         seconds: it took.
     """
@@ -85,6 +91,7 @@ class EpochReport:
     loss: float
     neighbour_loss: float
     distillation_loss: float
+    invariance_loss: float
     learning_rate: float
     seconds: float
 
@@ -95,7 +102,7 @@ class TrainingSet:
 
     Attributes:
         inputs: what the network sees of them.
-        targets: int64 (N,), positions of the labels.
+        targets: float32 (N, classes), 1 at the position of the label; all 0 where it is unknown.
         neighbours: int64 (N, n), rows of this set; -1 where there is none.
     """
 
@@ -137,9 +144,9 @@ def fit(
         _refuse_other_run(recipe, folder)
     manifest = load_manifest(recipe.data.manifest)
     _, fold = load_fold(recipe.data.split, recipe.data.fold, manifest)
-    speakers = _speakers(fold, recipe.data.parts)
-    rows = manifest.indices(speakers)
+    rows = manifest.indices(_speakers(fold, recipe.data.parts))
     labels = training_labels(manifest, rows)
+    manifest, rows = _without_some_labels(manifest, rows, recipe)
     clips = [manifest.clips[row] for row in rows]
     neighbours = _neighbours(recipe, [clip.key for clip in clips])
     view = _teacher_view(recipe, manifest, fold, rows, allow_seen) if recipe.distillation.embeddings else None
@@ -161,12 +168,12 @@ def fit(
     student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
         inputs,
-        torch.tensor([labels.index(clip.label) for clip in clips], device=device),
+        torch.tensor([[clip.label == label for label in labels] for clip in clips], dtype=torch.float32, device=device),
         torch.from_numpy(neighbours).to(device),
     )
 
     distiller = _distiller(recipe, view, clips, labels, network).to(device) if view else None
-    learner = _learner(recipe, network, distiller, len(rows), device)
+    learner = _learner(recipe, network, distiller, clips, device)
     if training.quantization_aware:
         calibration = _calibration(clips, student)
         learner = replace(learner, rounded=RoundedComputation(network, calibration), original=deepcopy(network))
@@ -174,8 +181,9 @@ def fit(
     reports = load_resume(resume, learner.optimizer, learner.state())
     if on_start:
         on_start(
-            f"{len(clips)} clips, {len(speakers)} speakers, {len(labels)} labels; "
-            f"{recipe.network.name} on {device.type} in {precision}"
+            f"{len(clips)} clips, {len({clip.speaker for clip in clips})} speakers, {len(labels)} labels"
+            + (f" of {int(data.targets.sum())} clips" if recipe.data.labelled_share < 1 else "")
+            + f"; {recipe.network.name} on {device.type} in {precision}"
             + (f"; goes on after epoch {len(reports)}" if reports else "")
         )
     threads = torch.get_num_threads()
@@ -208,7 +216,7 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
     data.inputs.begin(random)
     if rounded:
         rounded.measure()
-    total, total_neighbour, total_distillation = 0.0, 0.0, 0.0
+    totals = np.zeros(4)
     steps = range(0, len(order), training.batch_size)
     for step, start in enumerate(steps):
         optimizer.param_groups[0]["lr"] = _learning_rate(training, epoch, step / len(steps))
@@ -217,28 +225,23 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
         extra = batch[:0] if mixture else _companions(batch, data.neighbours, neighbours.mode)
         together = torch.cat([batch, extra])
         seen = augmented(data.inputs.batch(together, random), recipe.augmentation, mixture, random)
-        truth = functional.one_hot(data.targets[batch], network.head.fc2.out_features).float()
+        truth = mixture.mix(data.targets[batch]) if mixture else data.targets[batch]
         with autocast, rounded or nullcontext():
             pooled = network.pool(seen.inputs, seen.skip, seen.features)
             embeddings = network.head.embed(pooled)
             logits = network.head.classify(embeddings)
         compared = (embeddings if neighbours.layer == "fc1" else logits).float()
-        cross_entropy = functional.cross_entropy(
-            logits[: len(batch)].float(),
-            mixture.mix(truth) if mixture else truth,
-            label_smoothing=training.label_smoothing,
-        )
-        if mixture:  # two clips at once have no neighbours
-            graph_loss = torch.zeros_like(cross_entropy)
-        else:
-            others, weights = _look_up(data.neighbours[batch], together, compared, bank, neighbours)
-            graph_loss = neighbour_loss(compared[: len(batch)], others, weights, neighbours.distance)
-            bank.remember(batch, compared[: len(batch)])
-        distillation_loss = torch.zeros_like(cross_entropy)
+        cross_entropy = labelled_cross_entropy(logits[: len(batch)].float(), truth, training.label_smoothing)
+        graph_loss = distillation_loss = invariance_loss = torch.zeros_like(cross_entropy)
+        if not mixture:  # two clips at once have no neighbours
+            graph_loss = _graph_loss(batch, together, compared, data.neighbours[batch], bank, neighbours)
         if learner.distiller:
             distillation_loss = learner.distiller.loss(batch, mixture, pooled[: len(batch)], logits[: len(batch)])
+        if learner.adversary:
+            done = (epoch + step / len(steps)) / training.epochs
+            invariance_loss = learner.adversary.loss(batch, mixture, pooled[: len(batch)], done)
         truth_share = 1 - recipe.distillation.logit_weight
-        loss = truth_share * cross_entropy + neighbours.alpha * graph_loss + distillation_loss
+        loss = truth_share * cross_entropy + neighbours.alpha * graph_loss + distillation_loss + invariance_loss
         if learner.original:  # the labels taught it all they could; what is left is to answer the same though rounded
             with torch.no_grad():
                 wanted = learner.original.head(learner.original.pool(seen.inputs, seen.skip, seen.features))
@@ -246,24 +249,22 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
         if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
                 f"training diverged in epoch {epoch + 1}: the loss is {loss.item():.3g}; "
-                "lower training.learning_rate, neighbours.alpha or the weights in [distillation]"
+                "lower training.learning_rate, neighbours.alpha or the weights in [distillation] and [invariance]"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if learner.average:
             learner.average.update_parameters(network)
-        total += cross_entropy.item() * len(batch)
-        total_neighbour += graph_loss.item() * len(batch)
-        total_distillation += distillation_loss.item() * len(batch)
+        terms = (graph_loss, distillation_loss, invariance_loss)
+        totals += [cross_entropy.item() * truth.sum().item(), *(term.item() * len(batch) for term in terms)]
+    means = (totals / [data.targets.sum().item(), *3 * [len(order)]]).tolist()
     return EpochReport(
         epoch + 1,
         training.epochs,
-        total / len(order),
-        total_neighbour / len(order),
-        total_distillation / len(order),
-        optimizer.param_groups[0]["lr"],
-        time.perf_counter() - started,
+        **dict(zip(LOSSES, means, strict=True)),
+        learning_rate=optimizer.param_groups[0]["lr"],
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -306,6 +307,7 @@ class Learner:
         optimizer: of its weights.
         bank: of its embeddings.
         distiller: with the map from its features to the teacher's, where there is one.
+        adversary: that its features are to defeat, where there is one.
         rounded: the rounding of int8, where it is trained with.
         original: the network before it, whose logits it is to keep.
     """
@@ -315,6 +317,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     bank: EmbeddingBank
     distiller: Distiller | None = None
+    adversary: Adversary | None = None
     rounded: RoundedComputation | None = None
     original: Student | None = None
 
@@ -323,8 +326,9 @@ class Learner:
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.average:
             weights |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        if self.distiller:
-            weights |= {f"distiller.{name}": tensor for name, tensor in self.distiller.state_dict().items()}
+        for kind, module in (("distiller", self.distiller), ("adversary", self.adversary)):
+            if module:
+                weights |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
         return weights | {"bank.embeddings": self.bank.embeddings, "bank.visited": self.bank.visited}
 
     def finish(self) -> None:
@@ -336,15 +340,16 @@ class Learner:
 
 
 def _learner(
-    recipe: Recipe, network: Student, distiller: Distiller | None, clips: int, device: torch.device
+    recipe: Recipe, network: Student, distiller: Distiller | None, clips: Sequence[Clip], device: torch.device
 ) -> Learner:
     training = recipe.training
-    learnt = [*network.parameters(), *(distiller.parameters() if distiller else ())]
+    adversary = _adversary(recipe, clips, network).to(device) if recipe.invariance.weight else None
+    learnt = [weight for module in (network, distiller, adversary) if module for weight in module.parameters()]
     # Without weight decay, AdamW is the paper's Adam.
     optimizer = torch.optim.AdamW(learnt, lr=training.learning_rate, weight_decay=training.weight_decay)
     layer = network.head.fc1 if recipe.neighbours.layer == "fc1" else network.head.fc2
-    bank = EmbeddingBank(clips, layer.out_features, device)
-    return Learner(network, _average(network, training.average), optimizer, bank, distiller)
+    bank = EmbeddingBank(len(clips), layer.out_features, device)
+    return Learner(network, _average(network, training.average), optimizer, bank, distiller, adversary)
 
 
 def _distiller(
@@ -352,6 +357,11 @@ def _distiller(
 ) -> Distiller:
     torch.manual_seed(recipe.training.seed)  # the map
     return Distiller(recipe.distillation, view, clips, labels, network.head.fc1.in_features)
+
+
+def _adversary(recipe: Recipe, clips: Sequence[Clip], network: Student) -> Adversary:
+    torch.manual_seed(recipe.training.seed)  # its first weights
+    return Adversary(recipe.invariance, clips, network.head.fc1.in_features)
 
 
 def _average(network: Student, share: float) -> AveragedModel | None:
@@ -478,6 +488,15 @@ def _calibration(clips: Sequence[Clip], student: StudentDescription) -> list[Flo
     return list(with_short_windows(windows))
 
 
+def _graph_loss(
+    batch: Tensor, together: Tensor, compared: Tensor, neighbours: Tensor, bank: EmbeddingBank, settings: Neighbours
+) -> Tensor:
+    """Return the neighbour loss of a batch, and remember its embeddings."""
+    others, weights = _look_up(neighbours, together, compared, bank, settings)
+    bank.remember(batch, compared[: len(batch)])
+    return neighbour_loss(compared[: len(batch)], others, weights, settings.distance)
+
+
 def _look_up(
     neighbours: Tensor, together: Tensor, compared: Tensor, bank: EmbeddingBank, settings: Neighbours
 ) -> tuple[Tensor, Tensor]:
@@ -504,6 +523,14 @@ def _precision(recipe: Recipe, device: torch.device) -> str:
 
 def _speakers(fold: Fold, parts: Iterable[str]) -> list[str]:
     return [speaker for part in parts for speaker in fold.part(part)]
+
+
+def _without_some_labels(manifest: Manifest, rows: list[int], recipe: Recipe) -> tuple[Manifest, list[int]]:
+    """Return the corpus with the labels that the recipe uses, and those of the rows that can be learnt from then."""
+    manifest = withhold_labels(manifest, rows, recipe.data.labelled_share, recipe.training.seed)
+    if recipe.learns_unlabelled:
+        return manifest, rows
+    return manifest, [row for row in rows if manifest.clips[row].label]
 
 
 def _neighbours(recipe: Recipe, keys: list[str]) -> NDArray[np.int64]:
@@ -605,7 +632,7 @@ def _refuse_other_data(
     earlier = read_trained(folder)
     if earlier is not None and earlier != clips:
         new = sorted(clips.keys() - earlier.keys())
-        change = f"clip {new[0]!r} is new" if new else changed_clip(earlier, manifest)
+        change = f"clip {new[0]!r} is new" if new else changed_clip(earlier, manifest) or "other labels are withheld"
         raise UsageError(
             f"{folder}: holds a run on other clips: in {manifest.path}, {change}; "
             "give another folder with -o, or delete that one"
@@ -625,5 +652,5 @@ def _refuse_other_data(
 
 def _record(folder: Path, reports: list[dict[str, Any]], curves: SummaryWriter) -> None:
     save_history(folder / "history.csv", reports)
-    for name in ("loss", "neighbour_loss", "distillation_loss", "learning_rate"):
+    for name in (*LOSSES, "learning_rate"):
         curves.add_scalar(name, reports[-1][name], reports[-1]["epoch"])

@@ -1,4 +1,4 @@
-"""What a network is trained with beside cross entropy: the paper's neighbour loss (equation 2) and distillation."""
+"""What a network is trained with: cross entropy, the paper's neighbour loss (equation 2) and distillation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def labelled_cross_entropy(logits: Tensor, truth: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross entropy of what is labelled in a batch.
+
+    Args:
+        logits: (B, classes).
+        truth: share of each label (B, classes). A row sums to 1, to 0 for an unlabelled clip, and to the share of the
+            labelled one for its mixture with an unlabelled one, which weighs as much less.
+        label_smoothing: share of the truth that is spread over all labels.
+
+    Returns:
+        a scalar; 0 where nothing is labelled.
+
+    Example:
+        >>> truth = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # the second clip is unlabelled
+        >>> round(float(labelled_cross_entropy(torch.tensor([[0.0, 0.0], [5.0, -5.0]]), truth)), 4)
+        0.6931
+    """
+    weights = truth.sum(1)
+    shares = truth / weights.clamp(min=torch.finfo(truth.dtype).tiny)[:, None]
+    errors = functional.cross_entropy(logits, shares, reduction="none", label_smoothing=label_smoothing)
+    return (errors * weights).sum() / weights.sum().clamp(min=torch.finfo(truth.dtype).tiny)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -45,6 +45,14 @@ class Data(Section):
         strict=False,  # TOML knows lists, not tuples
         description='parts trained on: ["train"], or ["train", "validation"] before a final test',
     )
+    labelled_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the training clips whose labels are used, drawn by training.seed over labels and "
+        "speakers; the others serve graph, teacher and invariance, and are left out without",
+    )
     corpus: str = Field(
         "", description="name of the corpus, or names with commas, for the model's papers; see: sertool corpus list"
     )
@@ -223,6 +231,17 @@ class Distillation(Section):
     )
 
 
+class Invariance(Section):
+    """What the network's features are to hide, by an adversary that is thrown away with the training."""
+
+    to: Literal["speaker", "corpus"] = Field(
+        "speaker", description="speaker: who speaks; corpus: which corpus of a joined manifest (sertool corpus join)"
+    )
+    weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of the adversary (Ganin et al., 2016); 0: none"
+    )
+
+
 class Training(Section):
     """The optimisation; defaults are the paper's (section 3.2)."""
 
@@ -262,7 +281,7 @@ class Training(Section):
         description="share of the steps whose windows follow sound, as amid a stream, instead of a reset; "
         "no effect with time_padding = same",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and dropout")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order, dropout and all other draws")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="auto: bfloat16, but fp32 for mobilenet15, whose depthwise layers bfloat16 slows down",
@@ -285,7 +304,13 @@ class Recipe(Section):
     network: Network = Network()
     neighbours: Neighbours = Neighbours()
     distillation: Distillation = Distillation()
+    invariance: Invariance = Invariance()
     training: Training = Training()
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether anything is learnt of a clip without its label."""
+        return bool(self.neighbours.graph or self.distillation.embeddings or self.invariance.weight)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -295,6 +320,7 @@ SECTIONS: dict[str, type[Section]] = {
     "network": Network,
     "neighbours": Neighbours,
     "distillation": Distillation,
+    "invariance": Invariance,
     "training": Training,
 }
 
@@ -453,6 +479,11 @@ def _check_distillation(recipe: Recipe, where: str) -> None:
         raise UsageError(
             f"{where}: distillation.embeddings teach nothing without a weight; set one of "
             f"{', '.join(f'distillation.{name}' for name in weights)}"
+        )
+    if recipe.invariance.weight and recipe.training.quantization_aware:
+        raise UsageError(
+            f"{where}: invariance.weight = {recipe.invariance.weight:g}: quantisation-aware training keeps what the "
+            "network has learnt and hides no more; set it to 0"
         )
     if distillation.embedding_weight and recipe.training.quantization_aware:
         raise UsageError(

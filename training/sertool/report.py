@@ -24,7 +24,12 @@ from sertool.metrics import reliability, unweighted_average_recall
 from sertool.networks import count_macs, count_parameters
 from sertool.run import Run, load_folds, read_metrics
 
-LOSSES = {"loss": "Cross entropy", "neighbour_loss": "Neighbour loss", "distillation_loss": "Distillation"}
+LOSSES = {
+    "loss": "Cross entropy",
+    "neighbour_loss": "Neighbour loss",
+    "distillation_loss": "Distillation",
+    "invariance_loss": "Adversary",
+}
 """Columns of a history that are drawn where they were trained with, and the titles of their charts."""
 
 MISTAKES = 12
@@ -140,10 +145,12 @@ def _what(run: Run, folds: int) -> str:
     width = f", {recipe.network.width:g} times the channels" if recipe.network.width != 1 else ""
     graph = "with a neighbour graph" if recipe.neighbours.graph else "without a graph"
     graph += " and with distillation" if recipe.distillation.embeddings else ""
+    graph += f" and an adversary that hides the {recipe.invariance.to}" if recipe.invariance.weight else ""
+    labels = f"{recipe.data.labelled_share:.0%} of the labels, " if recipe.data.labelled_share < 1 else ""
     fold = f"{folds} folds" if folds else f"fold {recipe.data.fold} of {len(run.split.folds)}"
     return (
         f"{recipe.network.name} ({padding}{width}) trained {graph} on {recipe.data.corpus or run.manifest.path.name}, "
-        f"{fold} ({run.split.protocol}), {recipe.training.epochs} epochs, seed {recipe.training.seed}"
+        f"{labels}{fold} ({run.split.protocol}), {recipe.training.epochs} epochs, seed {recipe.training.seed}"
     )
 
 
@@ -322,13 +329,14 @@ def _facts(run: Run) -> dict[str, str]:
     frames = run.front_end.frames(run.window_samples)
     seconds = run.window_samples / run.front_end.sample_rate
     versions = run.provenance["versions"]
+    labelled = sum(bool(clip["label"]) for clip in run.trained.values())
     return {
         "corpus": data.corpus or run.manifest.path.name,
         "licence of the corpus": data.licence or known,
         "manifest": f"{run.manifest.path.name}, {len(run.manifest)} clips, {len(run.manifest.speakers)} speakers",
         "split": f"{run.split.protocol}, seed {run.split.seed}, hash {run.split_hash}",
         "trained on": f"{len(run.trained)} clips of {len({clip['speaker'] for clip in run.trained.values()})} speakers"
-        f" (fold {data.fold})",
+        f" (fold {data.fold})" + (f", {labelled} of them with their label" if labelled < len(run.trained) else ""),
         "network": f"{count_parameters(network) / 1e6:.2f} M parameters, {count_macs(network, frames) / 1e6:,.0f} M "
         f"multiply-adds for a window of {seconds:.2f} s",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

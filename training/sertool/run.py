@@ -2,7 +2,7 @@
 
 recipe.toml              complete, with every default written out and absolute paths
 split.json               the split; recipe.toml says which fold
-trained.json             speaker, label and hash of the audio of each clip trained on
+trained.json             speaker, label (empty where it was withheld) and hash of the audio of each clip trained on
 checkpoint.safetensors   weights after the last epoch, with the student's description as metadata
 history.csv              loss, neighbour loss, learning rate and seconds of each epoch
 graph.csv, graph.json    the neighbour graph trained with, if any, and its teacher
@@ -91,7 +91,7 @@ def save_checkpoint(path: Path, network: Student, description: StudentDescriptio
 
 
 ClipRecord = dict[str, dict[str, str]]
-"""Speaker, label and hash of the audio of clips, by the clips' keys."""
+"""Speaker, label and hash of the audio of clips, by the clips' keys; no label where it was withheld."""
 
 
 def describe_clips(clips: Sequence[Clip]) -> ClipRecord:
@@ -163,7 +163,8 @@ def changed_clip(trained: ClipRecord, manifest: Manifest) -> str | None:
     for key, record in trained.items():
         if key not in now:
             return f"clip {key!r} is gone"
-        changed = [name for name, value in now[key].items() if record[name] != value]
+        known = {name: value for name, value in record.items() if value}  # a label that was withheld may change
+        changed = [name for name, value in known.items() if now[key][name] != value]
         if changed:
             return f"clip {key!r} has another {' and '.join(changed)}"
     return None

@@ -102,6 +102,7 @@ FINE_TUNING = (
     "distillation.embedding_weight=0.0",
     "distillation.relation_weight=0.0",
     "distillation.logit_weight=0.0",
+    "invariance.weight=0.0",
 )
 """What replaces a run's own schedule and teacher where it is trained further: large steps, or a map that has learnt
 nothing yet, would undo what the network has learnt."""
@@ -164,6 +165,8 @@ def _epoch_display(progress: Progress, run: Path, recipe: Recipe) -> Callable[[E
             losses += f", neighbour loss {report.neighbour_loss:.4f}"
         if recipe.distillation.embeddings:
             losses += f", distillation {report.distillation_loss:.3f}"
+        if recipe.invariance.weight:
+            losses += f", adversary {report.invariance_loss:.3f}"
         # As short as it can be: bar and time left must find room on 80 columns.
         text = f"{fold}: {losses}, rate {report.learning_rate:.2g}"
         progress.update(task, completed=report.epoch, description=text)
