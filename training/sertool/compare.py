@@ -145,7 +145,7 @@ def load_set(name: str, part: str = "test") -> RunSet:
     """
     if part not in PARTS:
         raise UsageError(f"part {part!r} is unknown; {nearest(part, PARTS)}")
-    folders, known = _knowledge(name)
+    folders, known = knowledge(name)
     paths = _matching(folders)
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError(f"{name!r} names a run twice; each seed counts once")
@@ -163,8 +163,16 @@ def make_set(name: str, runs: Sequence[Answers]) -> RunSet:
     return RunSet(name, tuple(runs))
 
 
-def _knowledge(name: str) -> tuple[str, Known]:
-    """Return the folders in a set's name, and what is known of its speakers."""
+def knowledge(name: str) -> tuple[str, Known]:
+    """Return the folders in a set's name, and what is known of its speakers.
+
+    Raises:
+        UsageError: nothing of the kind can be known.
+
+    Example:
+        >>> knowledge("runs/device@calibrated")
+        ('runs/device', 'calibrated')
+    """
     folders, at, known = name.rpartition("@")
     if not at or Path(name).is_dir() or "/" in known:
         return name, "nothing"

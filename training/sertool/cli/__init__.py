@@ -20,6 +20,7 @@ from sertool.cli import (
     parity,
     pretrain,
     recipe,
+    report,
     robustness,
     split,
     teacher,
@@ -44,6 +45,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("robustness")(robustness.robustness)
+app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("paper")(paper.paper)
 app.command("export")(export.export)

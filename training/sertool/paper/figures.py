@@ -11,12 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sertool.charts import COLOURS, MARKERS
 from sertool.files import atomic_path
 from sertool.paper.tables import graph_title, network_title
 
-# Okabe and Ito's colours, which the colour-blind tell apart; each goes with a marker of its own.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 PAPER_COLOUR = "#555555"
 PANELS_A_ROW = 3
 STYLE: Any = {
