@@ -81,12 +81,13 @@ class Browser:
         self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    def look(self, width: int, height: int, scheme: str = "light") -> None:
-        """Set the size of the window, and the colour scheme that the user prefers: ``light`` or ``dark``."""
+    def look(self, width: int, height: int, scheme: str = "light", medium: str = "screen") -> None:
+        """Set the size of the window, the colour scheme that the user prefers (``light``, ``dark``), and ``print``."""
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", media=medium, features=features)
 
     def live_in(self, time_zone: str) -> None:
         """Let the browser be in a time zone: ``Asia/Tokyo``."""

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 
+from edge_runtime.frontend import FrontEnd, log_mel
 from sertool.corpora.manifest import load_manifest
 from sertool.recipe import Recipe, parse_recipe
 
@@ -120,6 +121,26 @@ def own_tones(tmp_path: Path) -> Tones:
     write_tones(folder)
     write_graph(folder, folder / "graph")
     return Tones(folder, folder / "graph")
+
+
+class Ear:
+    """A teacher that hears how loud each mel band is, and so the pitch that the labels of the tones differ in."""
+
+    name, identity, dimension, heard_audio = "ear", "ear-1", 64, None
+    description: ClassVar[dict[str, Any]] = {"name": "ear", "licence": "CC0-1.0"}
+
+    def embed(self, samples: Any) -> Any:
+        return log_mel(samples, FrontEnd()).mean(0)
+
+
+@pytest.fixture(scope="session")
+def ear(tones: Tones, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of all tones by a teacher without an encoder."""
+    from sertool.teacher.embed import embed_manifest
+
+    folder = tmp_path_factory.mktemp("embeddings") / "ear"
+    embed_manifest(load_manifest(tones.manifest), Ear(), folder)
+    return folder
 
 
 class Outcome(NamedTuple):

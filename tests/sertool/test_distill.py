@@ -191,13 +191,6 @@ class Ear:
         return log_mel(samples, FrontEnd()).mean(0)
 
 
-@pytest.fixture(scope="session")
-def ear(tones: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("embeddings") / "ear"
-    embed_manifest(load_manifest(tones.manifest), Ear(), folder)
-    return folder
-
-
 TERMS: dict[str, dict[str, float]] = {
     "embedding": {"distillation__embedding_weight": 1.0},
     "relation": {"distillation__relation_weight": 1.0},

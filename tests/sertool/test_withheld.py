@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from edge_runtime.errors import UsageError
-from edge_runtime.frontend import FrontEnd, log_mel
-from sertool.corpora.manifest import Clip, Manifest, load_manifest
+from sertool.corpora.manifest import Clip, Manifest
 from sertool.corpora.withheld import withhold_labels
 from sertool.distill import out_of_fold_logits
 from sertool.fit import EpochReport, fit
 from sertool.run import load_run
-from sertool.teacher.embed import embed_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,23 +90,6 @@ def test_other_rows_keep_their_labels_and_a_share_of_one_is_all() -> None:
 # --- trainings -----------------------------------------------------------------------------------------------------
 
 
-class Ear:
-    """A teacher that hears how loud each mel band is."""
-
-    name, identity, dimension, heard_audio = "ear", "ear-1", 64, None
-    description: ClassVar[dict[str, Any]] = {"name": "ear", "licence": "CC0-1.0"}
-
-    def embed(self, samples: Any) -> Any:
-        return log_mel(samples, FrontEnd()).mean(0)
-
-
-@pytest.fixture(scope="module")
-def ear(tones: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("embeddings") / "ear"
-    embed_manifest(load_manifest(tones.manifest), Ear(), folder)
-    return str(folder)
-
-
 HALF = {"data__labelled_share": 0.5, "training__epochs": 2, "training__batch_size": 8}
 
 
@@ -148,10 +129,10 @@ EVERY_USE_OF_LABELS: dict[str, Any] = {
 
 
 def test_a_withheld_label_decides_nothing(
-    own_tones: Any, ear: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_tones: Any, ear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = own_tones.recipe(
-        distillation__embeddings=ear,
+        distillation__embeddings=str(ear),
         **EVERY_USE_OF_LABELS,
         **(HALF | {"training__epochs": 1, "data__labelled_share": 0.8}),
     )
@@ -195,11 +176,11 @@ def test_without_graph_and_teacher_they_are_left_out(own_tones: Any, tmp_path: P
     assert load_run(tmp_path / "run").normalization == load_run(tmp_path / "fewer").normalization
 
 
-def test_graph_and_teacher_learn_from_them(own_tones: Any, ear: str, tmp_path: Path) -> None:
+def test_graph_and_teacher_learn_from_them(own_tones: Any, ear: Path, tmp_path: Path) -> None:
     """An edge, and an embedding, of clips without label decides weights; nothing else tells those runs apart."""
     recipes = {
         "graph": own_tones.recipe(graph=True, neighbours__mode="bank", **HALF),
-        "teacher": own_tones.recipe(distillation__embeddings=ear, distillation__embedding_weight=1.0, **HALF),
+        "teacher": own_tones.recipe(distillation__embeddings=str(ear), distillation__embedding_weight=1.0, **HALF),
     }
     for name, recipe in recipes.items():
         fit(recipe, tmp_path / name)
@@ -216,16 +197,16 @@ def test_graph_and_teacher_learn_from_them(own_tones: Any, ear: str, tmp_path: P
     assert not torch.equal(weights(tmp_path / "graph")[name], weights(tmp_path / "other graph")[name])
 
     reports: list[EpochReport] = []
-    untaught = own_tones.recipe(distillation__embeddings=ear, distillation__relation_weight=1e-30, **HALF)
+    untaught = own_tones.recipe(distillation__embeddings=str(ear), distillation__relation_weight=1e-30, **HALF)
     fit(untaught, tmp_path / "untaught", on_epoch=reports.append)
     assert not torch.equal(weights(tmp_path / "teacher")[name], weights(tmp_path / "untaught")[name])
     # A network that has learnt nothing yet: the mean over labelled clips is what guessing one of three costs.
     assert reports[0].loss == pytest.approx(math.log(3), rel=0.2)
 
 
-def test_a_stopped_run_goes_on_with_the_same_labels_only(own_tones: Any, ear: str, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_labels_only(own_tones: Any, ear: Path, tmp_path: Path) -> None:
     recipe = own_tones.recipe(
-        distillation__embeddings=ear, distillation__logit_weight=0.5, augmentation__mixup=0.5, **HALF
+        distillation__embeddings=str(ear), distillation__logit_weight=0.5, augmentation__mixup=0.5, **HALF
     )
     fit(recipe, tmp_path / "whole")
 

@@ -261,10 +261,10 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         ``items``, ``form`` (how each was heard: ``window`` or ``stream``), ``uar``, ``uar_interval`` (95 %, resampling
-        speakers; None for one speaker), ``accuracy``, ``labels``, ``confusion`` (true classes in rows), ``recall`` and
-        ``recall_interval`` by label, ``speakers`` and ``genders`` (UAR of each over the classes that occur there),
-        ``gender_interval``, ``ece`` (of the probabilities as they are, before a temperature). UAR equals scikit-learn's
-        ``balanced_accuracy_score``.
+        speakers; None for one speaker), ``accuracy``, ``accuracy_interval``, ``labels``, ``confusion`` (true classes in
+        rows), ``recall`` and ``recall_interval`` by label, ``speakers`` and ``genders`` (UAR of each over the classes
+        that occur there), ``gender_interval``, ``ece`` (of the probabilities as they are, before a temperature). UAR
+        equals scikit-learn's ``balanced_accuracy_score``.
     """
     confusion = predictions.confusion()
     speakers = np.array(predictions.speakers)
@@ -278,6 +278,7 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
         "uar": unweighted_average_recall(confusion),
         "uar_interval": interval_or_none(matrices),
         "accuracy": accuracy(confusion),
+        "accuracy_interval": interval_or_none(matrices, accuracy),
         "labels": list(predictions.labels),
         "confusion": confusion.tolist(),
         "recall": {

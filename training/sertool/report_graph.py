@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import SerError
+from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray
 from sertool.charts import graph_map
 from sertool.graph import NeighbourGraph, diagnose, load_graph
@@ -32,22 +32,26 @@ class TrainedGraph:
         run: trained with it.
         graph: its edges.
         labels: of its clips (N,).
+        teacher: description of what embedded them.
     """
 
     run: Run
     graph: NeighbourGraph
     labels: NDArray[np.str_]
+    teacher: dict[str, Any]
 
     @classmethod
     def of(cls, run: Run) -> TrainedGraph:
         """Read the graph of a run that was trained with one.
 
         Raises:
-            UsageError: the graph or the manifest is missing or damaged.
+            UsageError: the graph or the manifest is missing or damaged, or the manifest has lost a clip of the graph.
         """
         graph = load_graph(run.path / "graph.csv")
         label_of = {clip.key: clip.label for clip in run.manifest.clips}
-        return cls(run, graph, np.array([label_of[key] for key in graph.keys]))
+        if lost := [key for key in graph.keys if key not in label_of]:
+            raise UsageError(f"{run.manifest.path}: clip {lost[0]!r} of the graph of {run.path} is gone; bring it back")
+        return cls(run, graph, np.array([label_of[key] for key in graph.keys]), run.graph_teacher or {})
 
 
 def describe_graphs(runs: Sequence[Run], embeddings: Sequence[Embeddings] = ()) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def describe_graphs(runs: Sequence[Run], embeddings: Sequence[Embeddings] = ()) 
     if not graphs:
         return {}
     return {
-        "teacher": graphs[0].run.provenance["teacher"]["name"],
+        "teacher": graphs[0].teacher["name"],
         "folds": [_diagnose(graph) for graph in graphs],
         "degrees": _degrees(graphs),
         "homophily": _homophily(graphs),
@@ -183,7 +187,8 @@ def principal_components(vectors: FloatArray) -> tuple[NDArray[np.float64], floa
 
 def fits(embeddings: Embeddings, run: Run) -> bool:
     """Say whether a run's graph was made from these embeddings: by that teacher, of those clips."""
-    if not run.recipe.neighbours.graph or embeddings.teacher["identity"] != run.provenance["teacher"].get("identity"):
+    teacher = run.graph_teacher
+    if teacher is None or embeddings.teacher["identity"] != teacher.get("identity"):
         return False
     return set(load_graph(run.path / "graph.csv").keys) <= set(embeddings.keys)
 
@@ -199,7 +204,7 @@ def _vectors(trained: TrainedGraph, embeddings: Sequence[Embeddings]) -> FloatAr
 
 def _beside(run: Run) -> Iterator[Embeddings]:
     """Yield the embeddings of the graph's teacher that lie where they usually do: beside it, or as in a sweep."""
-    graph, identity = Path(run.recipe.neighbours.graph), run.provenance["teacher"].get("identity")
+    graph, identity = Path(run.recipe.neighbours.graph), (run.graph_teacher or {}).get("identity")
     descriptions = [*graph.parent.glob("*/teacher.json"), *graph.parent.parent.glob("embeddings/*/teacher.json")]
     for description in sorted(descriptions):
         with suppress(SerError, OSError, UnicodeDecodeError):  # what is damaged or unfinished is not what is looked for

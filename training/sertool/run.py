@@ -293,9 +293,14 @@ class Run:
     def _teacher(self) -> dict[str, Any] | None:
         if self.recipe.distillation.embeddings:
             return dict(read_distillation(self.path)["teacher"])
-        if self.recipe.neighbours.graph:
-            return dict(_read_json(self.path / "graph.json")["teacher"])
-        return None
+        return self.graph_teacher
+
+    @property
+    def graph_teacher(self) -> dict[str, Any] | None:
+        """Description of the teacher whose embeddings the graph joins; None without a graph."""
+        if not self.recipe.neighbours.graph:
+            return None
+        return dict(_read_json(self.path / "graph.json")["teacher"])
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
