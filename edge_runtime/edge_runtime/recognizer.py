@@ -6,6 +6,7 @@ Every artifact answers clips; one that holds a stream also hears audio that goes
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 
@@ -15,9 +16,20 @@ from edge_runtime.artifact import Artifact, check_golden
 from edge_runtime.backends import StreamBackend, open_backend
 from edge_runtime.calibration import Calibration
 from edge_runtime.errors import ArtifactError, UsageError
-from edge_runtime.frontend import FloatArray, LogMelStream, RunningNormalizer, as_samples, log_mel, tile_or_cut
+from edge_runtime.frontend import (
+    FloatArray,
+    FrontEnd,
+    LogMelStream,
+    RunningNormalizer,
+    as_samples,
+    log_mel,
+    tile_or_cut,
+)
 from edge_runtime.installed import RUNS_ON
 from edge_runtime.model_file import read_model_file
+
+LogMel = Callable[[FloatArray, FrontEnd], FloatArray]
+"""What computes the spectrogram of a signal, as :func:`~edge_runtime.frontend.log_mel` does."""
 
 
 class Recognizer:
@@ -61,7 +73,7 @@ class Recognizer:
         personal.artifact = calibration.applied_to(self.artifact, str(self.path))
         return personal
 
-    def logits(self, samples: object) -> FloatArray:
+    def logits(self, samples: object, log_mel: LogMel = log_mel) -> FloatArray:
         """Return the logits of a clip.
 
         A window hears the clip tiled or cut to its length, as in training. A stream hears it once, from its beginning
@@ -69,6 +81,7 @@ class Recognizer:
 
         Args:
             samples: (n,) samples at the artifact's rate, in [-1, 1], n >= 1.
+            log_mel: what computes the spectrogram of a window, where several models share it.
 
         Returns:
             float32 (classes,).
@@ -85,9 +98,9 @@ class Recognizer:
         stream.push(tile_or_cut(clip, min(max(len(clip), shortest), artifact.window_samples)))
         return stream.logits()
 
-    def probabilities(self, samples: object) -> FloatArray:
+    def probabilities(self, samples: object, log_mel: LogMel = log_mel) -> FloatArray:
         """Return the calibrated probability of each label for a clip; see :meth:`logits` for the arguments."""
-        return softmax(self.logits(samples) / self.artifact.temperature)
+        return softmax(self.logits(samples, log_mel) / self.artifact.temperature)
 
     def stream(self, keep: int | None = None, normalizer: RunningNormalizer | None = None) -> FeatureStream:
         """Return a new stream, which has heard nothing. Any number may go on beside each other.
@@ -168,8 +181,14 @@ class FeatureStream:
         Raises:
             AudioError: several channels, or samples that are no audio; the stream is as before.
         """
-        frames = self._normalizer.push(self._log_mel.push(samples))
-        frames = np.concatenate([self._frames, frames])
+        return self.push_frames(self._log_mel.push(samples))
+
+    def push_frames(self, log_mel: FloatArray) -> int:
+        """Take the next frames (n, mel_bands) of a spectrogram in dB in the place of samples; see :meth:`push`.
+
+        For a spectrogram that several streams share.
+        """
+        frames = np.concatenate([self._frames, self._normalizer.push(log_mel)])
         stride, longest = self._backend.stride, self._artifact.window_features
         complete = len(frames) // stride
         for first in range(0, complete, longest):

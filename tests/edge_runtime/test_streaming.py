@@ -345,14 +345,14 @@ class Counting:
 
     def stream(self, **options):
         stream = self._recognizer.stream(**options)
-        push = stream.push
+        push = stream.push_frames
 
-        def counted(samples):
-            done = push(samples)
+        def counted(frames):
+            done = push(frames)
             self.frames.append(done)
             return done
 
-        stream.push = counted
+        stream.push_frames = counted
         return stream
 
 

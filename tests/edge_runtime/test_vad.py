@@ -129,7 +129,9 @@ def test_a_voice_that_is_known_late_loses_nothing_of_its_beginning(recognizer, r
     signal = np.concatenate([room(2.0), speech(2.0), room(2.0)])
     alone, cascade = (Session(recognizer, settings) for settings in (Settings(), Settings(vad=SILERO)))
     heard = itertools.count()
-    monkeypatch.setattr(cascade._vad, "probability", lambda block: 0.9 if next(heard) >= LATENCY_BLOCKS else 0.1)
+    monkeypatch.setattr(
+        cascade._segmenter.vad, "probability", lambda block: 0.9 if next(heard) >= LATENCY_BLOCKS else 0.1
+    )
     starts = [session.push(signal)[0].start for session in (alone, cascade)]
     assert starts[0] == starts[1] == pytest.approx(1.8, abs=0.1)
 
