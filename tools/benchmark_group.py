@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     models = load(options.models)
     with tempfile.TemporaryDirectory() as folder:
-        speech = speech_minute(Path(folder)).astype(np.float32) / 32768
+        speech = speech_minute(Path(folder)).astype(np.float32) / np.float32(32768)
     audio: dict[str, NDArray[np.float32]] = {"speech": speech, "quiet room": room(SECONDS, 2)}
     rows: list[dict[str, Any]] = [
         {"audio": kind, "models": count, **measure(models[:count], samples, options.rounds)}
