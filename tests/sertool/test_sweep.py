@@ -471,7 +471,7 @@ def test_time_left_follows_the_epochs_measured(sweep_file: Path, tmp_path: Path)
     progress = SweepProgress(cells, cells[:1], jobs=2)
     assert (progress.cells_done, progress.epochs_done, progress.epochs, progress.seconds_left) == (1, 4, 16, None)
     for cell, seconds in ((cells[1], 3.0), (cells[2], 1.0)):
-        progress.update(Epoch(cell, 1, EpochReport(1, 2, 1.0, 0.0, 0.0, 0.001, seconds)))
+        progress.update(Epoch(cell, 1, EpochReport(1, 2, 1.0, 0.0, 0.0, 0.0, 0.001, seconds)))
     # Left: three epochs of the base and seven with the graph, two at a time.
     assert progress.seconds_left == pytest.approx((3 * 1.0 + 7 * 3.0) / 2)
     progress.update(Failed(cells[3], "no reason"))
