@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +136,20 @@ def test_every_epoch_hears_running_statistics_in_another_order(clips: ClipFrames
 
 
 def test_windows_with_context_are_the_same_windows_later() -> None:
-    stored = np.random.default_rng(0).normal(-45, 12, (3, 16 + 40, 64)).astype(np.float32)
+    stored = np.random.default_rng(0).normal(-45, 12, (4, 16 + 40, 64)).astype(np.float32)
     reach = TimeReach(stride=8, context=16)
     options = {"excerpt": 0, "device": CPU}
     rows, random = torch.tensor([2, 0]), np.random.default_rng(0)
-    without = Windows(stored, reach, CONSTANT, context=0.0, **options).batch(rows, random)
-    amid = Windows(stored, reach, CONSTANT, context=1.0, **options).batch(rows, random)
+    without = Windows(stored, [3, 1, 2], reach, CONSTANT, context=0.0, **options).batch(rows, random)
+    amid = Windows(stored, [3, 1, 2], reach, CONSTANT, context=1.0, **options).batch(rows, random)
     assert without.skip == 0 and amid.skip == 2
     assert torch.equal(amid.inputs[:, :, 16:], without.inputs)
-    assert np.array_equal(amid.inputs[:, 0].numpy(), CONSTANT.apply(stored[[2, 0]]))
+    assert np.array_equal(amid.inputs[:, 0].numpy(), CONSTANT.apply(stored[[2, 3]]))
 
 
 def test_an_excerpt_of_a_window_brings_its_own_context() -> None:
     stored = np.random.default_rng(0).normal(-45, 12, (1, 16 + 40, 64)).astype(np.float32)
-    source = Windows(stored, TimeReach(8, 16), CONSTANT, context=1.0, excerpt=24, device=CPU)
+    source = Windows(stored, [0], TimeReach(8, 16), CONSTANT, context=1.0, excerpt=24, device=CPU)
     whole = CONSTANT.apply(stored[0])
     random = np.random.default_rng(0)
     found = set()
@@ -195,7 +197,7 @@ def test_clips_are_kept_as_they_are_and_short_ones_repeated(tones: Any, monkeypa
     told.clear()
     again = log_mel_clips(manifest, FrontEnd(), 16, lambda done, count: told.append((done, count)))
     assert not told and np.array_equal(again.frames, found.frames)
-    assert measure_normalization(found.frames).mean == pytest.approx(found.frames.mean(0, dtype=np.float64))
+    assert measure_normalization(found).mean == pytest.approx(found.frames.mean(0, dtype=np.float64))
 
 
 def test_damaged_frames_on_disk_are_one_line(tones: Any, monkeypatch: Any, tmp_path: Path) -> None:
@@ -204,11 +206,18 @@ def test_damaged_frames_on_disk_are_one_line(tones: Any, monkeypatch: Any, tmp_p
     monkeypatch.setenv("SERTOOL_CACHE", str(tmp_path))
     manifest = load_manifest(tones.manifest)
     log_mel_clips(manifest, FrontEnd(), 16)
-    (cached,) = cache_folder().glob("log-mel-*.npz")
-    for damaged in (b"", cached.read_bytes()[:5000]):
-        cached.write_bytes(damaged)
-        with pytest.raises(SerError, match="damaged; delete it"):
-            log_mel_clips(manifest, FrontEnd(), 16)
+    for suffix in ("f32", "npy"):
+        (cached,) = cache_folder().glob(f"log-mel-*.{suffix}")
+        whole = cached.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], whole[:-64]):
+            cached.write_bytes(damaged)
+            with pytest.raises(SerError, match="damaged; delete it"):
+                log_mel_clips(manifest, FrontEnd(), 16)
+        cached.write_bytes(whole)
+    (frames,) = cache_folder().glob("log-mel-*.f32")
+    frames.unlink()
+    with pytest.raises(SerError, match="damaged; delete it"):
+        log_mel_clips(manifest, FrontEnd(), 16)
 
 
 DEVICE = {
@@ -327,3 +336,50 @@ def test_a_run_of_constants_is_no_start_for_running_statistics(tones: Any, tmp_p
     further = device_recipe(tones, training__start=str(tmp_path / "constants"))
     with pytest.raises(UsageError, match=r"its normalization\.kind is 'constant', not 'running'"):
         fit(further, tmp_path / "further")
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+HELD = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from sertool import batches
+from sertool.corpora.manifest import Clip, Manifest
+from sertool.features import ClipFrames
+from sertool.networks import build_network
+from sertool.recipe import parse_recipe
+
+folder, count, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+stored = np.memmap(folder / f"{count}-{kind}", np.float32, "w+", shape=(count, 400, 64))  # a file of holes: no disk
+batches.log_mel_windows = lambda *_: stored
+batches.log_mel_clips = lambda *_: ClipFrames.of_windows(np.asarray(stored))
+clips = tuple(Clip(str(row), Path(str(row)), str(row % 7), "joy") for row in range(count))
+recipe = parse_recipe({
+    "data": {"manifest": "m.csv", "split": "s.json", "clips": kind},
+    "network": {"name": "mobilenet15", "time_padding": "causal", "width": 0.25},
+    "augmentation": {"excerpt_frames": 192},
+})
+network = build_network("mobilenet15", 3, "causal", width=0.25)
+random = np.random.default_rng(0)
+inputs, _ = batches.training_inputs(
+    recipe, Manifest(clips, Path("m.csv")), list(range(count)), network, None, torch.device("cpu")
+)
+inputs.begin(random)
+for start in range(0, count, 16):
+    inputs.batch(torch.arange(start, min(start + 16, count)), random)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["RssAnon"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize("kind", ["once", "tiled"])
+def test_memory_does_not_grow_with_the_corpus(kind: str, tmp_path: Path) -> None:
+    def held(count: int) -> int:
+        command = [sys.executable, "-c", HELD, str(tmp_path), str(count), kind]
+        return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    few, many = held(64), held(2048)
+    assert many - few < 15e6, "of spectrograms of 203 MB more"

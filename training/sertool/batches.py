@@ -76,7 +76,7 @@ def training_inputs(
     if recipe.data.clips == "once":
         stride = time_reach(network).stride
         clips = log_mel_clips(manifest, front_end, stride, on_features).take(rows)
-        normalization = given or _measured(clips.frames, recipe.normalization, front_end)
+        normalization = given or _measured(clips, recipe.normalization, front_end)
         normalization = replace(normalization, personal=recipe.normalization.personal > 0)
         speakers = [manifest.clips[row].speaker for row in rows]
         choices = _choices(clips, manifest, rows, normalization, recipe)
@@ -94,13 +94,13 @@ def training_inputs(
         return inputs, normalization
     context = recipe.training.context if recipe.network.time_padding == "causal" else 0.0
     reach = time_reach(network) if context else TimeReach(stride=1, context=0)
-    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)[rows]
-    normalization = given or measure_normalization(windows[:, reach.context :])
-    return Windows(windows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
+    windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)
+    normalization = given or measure_normalization(ClipFrames.of_windows(windows, reach.context).take(rows))
+    return Windows(windows, rows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
 
 
-def _measured(frames: FloatArray, settings: Normalizing, front_end: FrontEnd) -> Normalization:
-    constants = measure_normalization(frames)
+def _measured(clips: ClipFrames, settings: Normalizing, front_end: FrontEnd) -> Normalization:
+    constants = measure_normalization(clips)
     if settings.kind == "constant":
         return constants
     prior, memory = (round(seconds * front_end.frame_rate) for seconds in (settings.prior, settings.memory))
@@ -147,7 +147,7 @@ def _choices(
     if settings.by == "corpus":
         corpora = np.array([corpus_of(clip) for clip in chosen])
         of_corpus = {
-            name: measure_normalization(clips.take(np.flatnonzero(corpora == name).tolist()).frames)
+            name: measure_normalization(clips.take(np.flatnonzero(corpora == name).tolist()))
             for name in sorted(set(corpora.tolist()))
         }
         usual = [of_corpus[name] for name in corpora.tolist()]
@@ -169,7 +169,8 @@ class Windows:
     """Clips that are tiled or cut to one window each, as in the paper; all have one length.
 
     Args:
-        windows: float32 (N, reach.context + frames, mel_bands), dB.
+        windows: float32 (M, reach.context + frames, mel_bands), dB; may be on disk, and is read batch by batch.
+        rows: those of them that are trained on (N,).
         reach: frames of context before each window, and frames a feature.
         normalization: constant.
         context: share of the batches that have the context: zero states are not zero frames, so windows with and
@@ -181,6 +182,7 @@ class Windows:
     def __init__(
         self,
         windows: FloatArray,
+        rows: Sequence[int],
         reach: TimeReach,
         normalization: Normalization,
         *,
@@ -188,8 +190,11 @@ class Windows:
         excerpt: int,
         device: torch.device,
     ) -> None:
-        self._windows = torch.from_numpy(normalization.apply(windows))[:, None].to(device)
+        self._windows = windows
+        self._rows = np.asarray(rows)
         self._reach = reach
+        self._normalization = normalization
+        self._device = device
         self._context = context
         frames = windows.shape[1] - reach.context
         self._excerpt = min(excerpt or frames, frames)
@@ -203,13 +208,10 @@ class Windows:
         context = self._reach.context if random.random() < self._context else 0
         before = self._reach.context - context
         length = context + self._excerpt
-        if not self._last:
-            inputs = self._windows[rows, :, before : before + length]
-        else:
-            first = before + random.integers(0, self._last + 1, len(rows))
-            inputs = torch.stack(
-                [self._windows[row, :, at : at + length] for row, at in zip(rows.tolist(), first, strict=True)]
-            )
+        first = before + (random.integers(0, self._last + 1, len(rows)) if self._last else np.zeros(len(rows), int))
+        chosen = self._rows[rows.cpu().numpy()]
+        excerpts = np.stack([self._windows[row, at : at + length] for row, at in zip(chosen, first, strict=True)])
+        inputs = torch.from_numpy(self._normalization.apply(excerpts))[:, None].to(self._device)
         return Batch(inputs, context // self._reach.stride)
 
 
@@ -217,7 +219,7 @@ class Excerpts:
     """Random excerpts of clips that are heard once, from a reset, with zeros after a shorter one.
 
     With running statistics, each epoch hears the clips of every speaker one after the other in another order, through
-    the device's own normaliser.
+    the device's own normaliser, and keeps them in memory as it heard them; else clips are read batch by batch.
 
     Args:
         clips: dB.

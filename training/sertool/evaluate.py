@@ -135,7 +135,7 @@ def evaluate_run(
         spectrograms = log_mel_clips(run.manifest, run.front_end, stride, on_features, run.window_samples).take(rows)
     else:
         windows = log_mel_windows(run.manifest, run.front_end, run.window_samples, on_features)
-        spectrograms = ClipFrames.of([windows[row] for row in rows])
+        spectrograms = ClipFrames.of_windows(windows).take(rows)
     return score(run, network, clips, spectrograms, known)
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +72,12 @@ LONGEST_CLIP_S = 30.0
 
 
 class ClipFrames:
-    """The log-Mel frames of clips of different lengths, one clip after the other.
+    """The log-Mel frames of clips of different lengths, in one array that may be on disk.
 
     Args:
         frames: float32 (total, mel_bands), dB.
         ends: int64 (N,), where each clip ends.
+        starts: int64 (N,), where each clip begins; where the one before it ends when None.
 
     Example:
         >>> clips = ClipFrames(np.zeros((5, 64), np.float32), np.array([2, 5]))
@@ -85,15 +85,16 @@ class ClipFrames:
         (2, (3, 64), 3)
     """
 
-    def __init__(self, frames: FloatArray, ends: NDArray[np.int64]) -> None:
+    def __init__(self, frames: FloatArray, ends: NDArray[np.int64], starts: NDArray[np.int64] | None = None) -> None:
         self.frames = frames
-        self._bounds = np.concatenate([[0], ends])
+        self._ends = ends
+        self._starts = np.concatenate([[0], ends[:-1]]) if starts is None else starts
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self._ends)
 
     def __getitem__(self, row: int) -> FloatArray:
-        return self.frames[self._bounds[row] : self._bounds[row + 1]]
+        return self.frames[self._starts[row] : self._ends[row]]
 
     def __iter__(self) -> Iterator[FloatArray]:
         return (self[row] for row in range(len(self)))
@@ -101,16 +102,23 @@ class ClipFrames:
     @property
     def longest(self) -> int:
         """Frames of the longest clip."""
-        return int(np.diff(self._bounds).max())
+        return int((self._ends - self._starts).max())
 
     def take(self, rows: Sequence[int]) -> ClipFrames:
-        """Return some of the clips, in this order."""
-        return ClipFrames.of([self[row] for row in rows])
+        """Return some of the clips, in this order, without copying them."""
+        return ClipFrames(self.frames, self._ends[rows], self._starts[rows])
 
     @classmethod
     def of(cls, clips: Sequence[FloatArray]) -> ClipFrames:
         """Put clips (n_i, mel_bands), at least one, one after the other."""
         return cls(np.concatenate(clips), np.cumsum([len(clip) for clip in clips]))
+
+    @classmethod
+    def of_windows(cls, windows: FloatArray, skip: int = 0) -> ClipFrames:
+        """Take windows (N, frames, mel_bands) from frame ``skip`` on as clips, without copying them."""
+        count, frames, bands = windows.shape
+        starts = np.arange(count) * frames
+        return cls(windows.reshape(-1, bands), starts + frames, starts + skip)
 
 
 def longest_samples(front_end: FrontEnd, window_samples: int = 0) -> int:
@@ -138,7 +146,7 @@ def log_mel_clips(
     progress: Progress | None = None,
     window_samples: int = 0,
 ) -> ClipFrames:
-    """Return the log-Mel spectrogram of every clip as it is, up to :data:`LONGEST_CLIP_S`; cached on disk.
+    """Return the log-Mel spectrogram of every clip as it is, up to :data:`LONGEST_CLIP_S`; cached, and read from disk.
 
     Args:
         manifest: the clips.
@@ -156,22 +164,27 @@ def log_mel_clips(
     """
     longest = longest_samples(front_end, window_samples)
     key = cache_key(manifest, front_end.to_dict(), "clips", longest, shortest_frames)
-    path = cache_folder() / f"log-mel-{key}.npz"
-    if not path.is_file():
-        spectrograms = []
-        for row, clip in enumerate(manifest.clips, start=1):
-            spectrograms.append(log_mel_clip(clip.read()[:longest], front_end, shortest_frames))
-            if progress:
-                progress(row, len(manifest))
-        with atomic_path(path) as temporary:
-            np.savez(
-                temporary, frames=np.concatenate(spectrograms), ends=np.cumsum([len(frames) for frames in spectrograms])
-            )
+    frames_path, ends_path = (cache_folder() / f"log-mel-{key}.{suffix}" for suffix in ("f32", "npy"))
+    if not ends_path.is_file():
+        ends, end = [], 0
+        with atomic_path(frames_path) as temporary, temporary.open("wb") as file:
+            for row, clip in enumerate(manifest.clips, start=1):
+                frames = log_mel_clip(clip.read()[:longest], front_end, shortest_frames)
+                file.write(frames.tobytes())
+                ends.append(end := end + len(frames))
+                if progress:
+                    progress(row, len(manifest))
+        with atomic_path(ends_path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.array(ends))
     try:
-        with np.load(path, allow_pickle=False) as cached:
-            return ClipFrames(cached["frames"], cached["ends"])
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise SerError(f"{path}: damaged; delete it and run the same command again") from error
+        known = np.load(ends_path, allow_pickle=False)
+        mapped = np.asarray(np.memmap(frames_path, np.float32, "r")).reshape(-1, front_end.mel_bands)
+        whole = known.ndim == 1 and len(known) == len(manifest) and len(mapped) == known[-1]
+    except (ValueError, EOFError, FileNotFoundError):
+        whole = False
+    if not whole:
+        raise SerError(f"{ends_path}: damaged; delete it and run the same command again")
+    return ClipFrames(mapped, known)
 
 
 def cached_rows(
@@ -223,18 +236,19 @@ def cache_key(manifest: Manifest, *parameters: Any) -> str:
     return hashlib.sha256(json.dumps([contents, *parameters]).encode()).hexdigest()[:16]
 
 
-def measure_normalization(windows: FloatArray) -> Normalization:
+def measure_normalization(clips: FloatArray | ClipFrames) -> Normalization:
     """Return mean and standard deviation of each mel band over clips and frames.
 
     Args:
-        windows: float32 (clips, frames, mel_bands), or all frames (frames, mel_bands), of training speakers, dB.
+        clips: of training speakers, dB: float32 (clips, frames, mel_bands), or clips of any lengths. Read one by one:
+            they may be more than memory holds.
 
     Returns:
         constants that give each band mean 0 and deviation 1; a band that never changes keeps deviation 1.
     """
-    but_bands = tuple(range(windows.ndim - 1))
-    mean = windows.mean(axis=but_bands, dtype=np.float64)
-    std = windows.std(axis=but_bands, dtype=np.float64)
+    frames = sum(map(len, clips))
+    mean = sum(clip.sum(0, dtype=np.float64) for clip in clips) / frames
+    std = np.sqrt(sum(np.square(clip - mean).sum(0) for clip in clips) / frames)
     # A deviation below 1e-3 dB is a constant band (e.g. above the bandwidth of telephone speech), not information.
     std = np.where(std < 1e-3, 1.0, std)
     return Normalization(tuple(float(x) for x in mean), tuple(float(x) for x in std))

@@ -17,7 +17,7 @@ REQUIRED_COLUMNS = ("file", "speaker", "label")
 OPTIONAL_COLUMNS = ("gender", "language", "sentence", "start", "end", "split")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One labelled stretch of one audio file.
 
@@ -118,7 +118,7 @@ class Manifest:
         write_text(path, text.getvalue())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a table.
 
