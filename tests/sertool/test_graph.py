@@ -24,6 +24,7 @@ from sertool.graph import (
     build_fold_graphs,
     build_graph,
     diagnose,
+    find_nearest,
     load_graph,
     save_fold_graphs,
 )
@@ -41,7 +42,7 @@ def random_vectors(count: int, dimension: int = 6, seed: int = 0) -> np.ndarray:
 
 
 def names(count: int) -> list[str]:
-    return [f"clip-{number:03d}.wav" for number in range(count)]
+    return [f"clip-{number:04d}.wav" for number in range(count)]
 
 
 # Golden values of the tests of TensorFlow Neural Structured Learning's graph builder.
@@ -130,6 +131,76 @@ def test_more_clips_than_one_search_takes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sertool.graph.CLIPS_PER_SEARCH", 8)
     pieces = build_graph(names(50), vectors, -1.0, 4)
     assert np.array_equal(whole.neighbours, pieces.neighbours)
+
+
+def test_edges_are_looked_up_from_their_other_end_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = random_vectors(50)
+    whole = build_graph(names(50), vectors, -1.0, 4, mutual=True)
+    monkeypatch.setattr("sertool.graph.CLIPS_PER_CHECK", 7)
+    pieces = build_graph(names(50), vectors, -1.0, 4, mutual=True)
+    assert np.array_equal(whole.neighbours, pieces.neighbours) and 0 < len(whole.edges) < 200
+
+
+# --- in cells ------------------------------------------------------------------------------------------------------
+
+
+def grouped_vectors(count: int, groups: int = 60) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(groups, 16))
+    return (3 + centres[rng.integers(0, groups, count)] + 0.4 * rng.normal(size=(count, 16))).astype(np.float32)
+
+
+@pytest.fixture
+def in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sertool.graph.EXACT_CLIPS", 1000)
+
+
+@pytest.mark.usefixtures("in_cells")
+def test_a_search_in_cells_says_what_it_finds_of_the_true_neighbours() -> None:
+    vectors = grouped_vectors(4000)
+    found = find_nearest(names(4000), vectors, 10, centre=True)
+    assert found.search["index"].startswith("IVF of 253 cells, ")
+    centred = vectors - vectors.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = centred @ centred.T
+    np.fill_diagonal(cosines, -np.inf)
+    true = np.argsort(-cosines, axis=1)[:, :10]
+    recalls = [
+        len(set(one) & set(other)) / 10 for one, other in zip(true.tolist(), found.neighbours.tolist(), strict=True)
+    ]
+    assert np.mean(recalls) > 0.95
+    assert found.search["recall"] == pytest.approx(np.mean(recalls), abs=0.02)
+    rows = np.arange(4000)[:, None]
+    assert found.similarities == pytest.approx(cosines[rows, found.neighbours], abs=2e-5)
+    assert (np.diff(found.similarities, axis=1) <= 0).all()
+
+
+@pytest.mark.usefixtures("in_cells")
+def test_a_search_in_cells_is_the_same_for_a_permuted_corpus_and_again() -> None:
+    vectors, shuffle = grouped_vectors(2000), np.random.default_rng(1).permutation(2000)
+    keys = names(2000)
+    one = build_graph(keys, vectors, 0.5, 5, mutual=True)
+    other = build_graph([keys[row] for row in shuffle], vectors[shuffle], 0.5, 5, mutual=True)
+    assert np.array_equal(one.neighbours, other.neighbours)
+
+
+@pytest.mark.usefixtures("in_cells")
+def test_cells_that_hold_fewer_than_are_asked_for_leave_places_empty() -> None:
+    vectors = np.repeat(np.eye(64, dtype=np.float32), 20, axis=0)  # 64 places of 20 clips each, all tied
+    found = find_nearest(names(len(vectors)), vectors, 40)
+    assert set(found.neighbours[found.similarities == -np.inf].tolist()) <= {-1}
+    same = np.isclose(found.similarities, 1.0)
+    assert (same.sum(axis=1) == 19).all()
+    assert all(
+        set(row[:19]) == set(range(clip // 20 * 20, clip // 20 * 20 + 20)) - {clip}
+        for clip, row in enumerate(found.neighbours.tolist())
+    )
+
+
+@pytest.mark.usefixtures("in_cells")
+def test_cells_can_be_refused() -> None:
+    found = find_nearest(names(1500), grouped_vectors(1500), 5, exact=True)
+    assert found.search == {"index": "exact", "recall": 1.0}
 
 
 def test_a_silent_embedding_is_like_nothing() -> None:

@@ -3,13 +3,16 @@
 As in TensorFlow Neural Structured Learning, two clips are joined in both directions when the cosine of their
 embeddings reaches the threshold, and each clip then keeps at most ``max_neighbours`` of its edges, the most similar
 first. Clips are ordered by their keys before anything is computed, so the order of the corpus changes nothing.
+
+Up to :data:`EXACT_CLIPS` clips each is compared with all others. Beyond that faiss parts the embeddings into cells
+(IVF) and compares a clip with those of the nearest cells only, of as many as a sample's neighbours ask for.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import SerError, UsageError, nearest
 from sertool.corpora.manifest import Clip, Manifest
 from sertool.corpora.splits import Fold, Split
-from sertool.files import write_json, write_text
+from sertool.files import atomic_path, write_json
 from sertool.teacher.embed import Embeddings
 
 SIMILARITY_DECIMALS = 5
@@ -32,6 +35,21 @@ PARTS_TO_JOIN = ("train", "validation")
 
 CLIPS_PER_SEARCH = 1024
 """Bounds the memory where many clips are tied and all of them are candidates."""
+
+EXACT_CLIPS = 50_000
+"""Among so many clips the nearest are found by comparing all: a minute on two cores at 512 dimensions."""
+
+RECALL = 0.97
+"""Share of a sample's true neighbours that a search in cells has to find; further cells are searched until it does."""
+
+RECALL_CLIPS = 500
+"""Clips of that sample."""
+
+CELL_SAMPLE = 64
+"""Clips a cell is learnt from; faiss takes 256, which finds the same neighbours in four times as long."""
+
+CLIPS_PER_CHECK = 65_536
+"""Bounds the memory in which edges are looked up from their other end."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +79,16 @@ class NeighbourGraph:
 
     def save(self, path: str | Path) -> None:
         """Write one row an edge: clip, neighbour, cosine; a clip without neighbours has a row with empty cells."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["clip", "neighbour", "similarity"])
-        for row, key in enumerate(self.keys):
-            found = np.flatnonzero(self.neighbours[row] >= 0)
-            for place in found:
-                neighbour = self.keys[self.neighbours[row, place]]
-                writer.writerow([key, neighbour, f"{self.similarities[row, place]:.{SIMILARITY_DECIMALS}f}"])
-            if not len(found):
-                writer.writerow([key, "", ""])
-        write_text(path, text.getvalue())
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["clip", "neighbour", "similarity"])
+            for key, neighbours, similarities in zip(self.keys, self.neighbours, self.similarities, strict=True):
+                found = [
+                    (key, self.keys[neighbour], f"{similarity:.{SIMILARITY_DECIMALS}f}")
+                    for neighbour, similarity in zip(neighbours.tolist(), similarities.tolist(), strict=True)
+                    if neighbour >= 0
+                ]
+                writer.writerows(found or [(key, "", "")])
 
 
 def load_graph(path: str | Path) -> NeighbourGraph:
@@ -83,24 +100,38 @@ def load_graph(path: str | Path) -> NeighbourGraph:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such graph; make it with: sertool graph")
+    clips: dict[str, None] = {}
+    position: dict[str, int] = {}
+    ends, cosines = array("q"), array("f")  # numbers, not objects: a large graph has tens of millions
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file, strict=True)
-            rows = [(row["clip"], row["neighbour"], row["similarity"]) for row in table]
-        keys = tuple(sorted({clip for clip, _, _ in rows}))
-        position = {key: index for index, key in enumerate(keys)}
-        lists: list[list[tuple[int, float]]] = [[] for _ in keys]
-        for clip, neighbour, similarity in rows:
-            if neighbour != "":  # None is no isolated clip but a row cut short, and an error below
-                lists[position[clip]].append((position[neighbour], float(similarity)))
+            for row in csv.DictReader(file, strict=True):
+                clips[row["clip"]] = None
+                if row["neighbour"] != "":  # None is no isolated clip but a row cut short, and an error below
+                    cosines.append(float(row["similarity"]))
+                    ends.extend(position.setdefault(row[end], len(position)) for end in ("clip", "neighbour"))
+        if unknown := position.keys() - clips.keys():
+            raise KeyError(min(unknown))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UsageError(f"{path}: damaged, make it again with: sertool graph ({error})") from error
-    degree = max((len(edges) for edges in lists), default=0)
-    neighbours = np.full((len(keys), max(degree, 1)), -1, np.int64)
+    keys = tuple(sorted(clips))
+    sorted_row = {key: row for row, key in enumerate(keys)}
+    rows = np.array([sorted_row[key] for key in position], np.int64)
+    source, target = rows[np.array(ends, np.int64).reshape(-1, 2)].T
+    return _packed(keys, source, target, np.array(cosines, np.float32))
+
+
+def _packed(
+    keys: tuple[str, ...], source: NDArray[np.int64], target: NDArray[np.int64], cosines: NDArray[np.float32]
+) -> NeighbourGraph:
+    """Return the graph of edges (E,) in any order."""
+    order = np.lexsort((-target, -cosines, source))
+    source, target, cosines = source[order], target[order], cosines[order]
+    degrees = np.bincount(source, minlength=len(keys))
+    place = np.arange(len(source)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    neighbours = np.full((len(keys), max(int(degrees.max(initial=0)), 1)), -1, np.int64)
     similarities = np.zeros(neighbours.shape, np.float32)
-    for row, edges in enumerate(lists):
-        for place, (neighbour, similarity) in enumerate(sorted(edges, key=lambda edge: (-edge[1], -edge[0]))):
-            neighbours[row, place], similarities[row, place] = neighbour, similarity
+    neighbours[source, place], similarities[source, place] = target, cosines
     return NeighbourGraph(keys, neighbours, similarities)
 
 
@@ -134,49 +165,158 @@ def build_graph(
         >>> [graph.keys[i] for i in graph.neighbours[0] if i >= 0]
         ['c', 'b']
     """
+    return find_nearest(keys, vectors, max_neighbours, centre).joined(threshold, mutual)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest others of each clip, whatever their cosine.
+
+    Attributes:
+        keys: the clips, sorted.
+        neighbours: int64 (N, count), rows of ``keys``, most similar first, the greater row first among equals; -1 where
+            there are fewer.
+        similarities: float32 (N, count) cosines, rounded; minus infinity where there is no neighbour.
+        search: how they were found: ``index`` (``exact``, or cells and how many of them are searched), and ``recall``,
+            the share of a sample's true neighbours that are among them.
+    """
+
+    keys: tuple[str, ...]
+    neighbours: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+    search: dict[str, Any]
+
+    def joined(self, threshold: float, mutual: bool = False) -> NeighbourGraph:
+        """Return the graph of those that are alike; see :func:`build_graph`.
+
+        Raises:
+            UsageError: a threshold outside [-1, 1].
+        """
+        if not -1.0 <= threshold <= 1.0:
+            raise UsageError(f"threshold {threshold:g} is not a cosine; valid: -1 to 1")
+        alike = self.similarities >= threshold - 0.5 * 10.0**-SIMILARITY_DECIMALS
+        neighbours = np.where(alike, self.neighbours, -1)
+        if mutual:
+            neighbours = np.where(_chosen_back(neighbours), neighbours, -1)
+        # Edges that were dropped leave gaps: close them.
+        packed = np.argsort(neighbours < 0, axis=1, kind="stable")
+        neighbours = np.take_along_axis(neighbours, packed, axis=1)
+        similarities = np.take_along_axis(self.similarities, packed, axis=1)
+        similarities[neighbours < 0] = 0.0
+        return NeighbourGraph(self.keys, neighbours, similarities)
+
+
+def _chosen_back(neighbours: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which edges (N, count) are among those of their other end."""
+    found = np.zeros(neighbours.shape, np.bool_)
+    for rows in _slices(len(neighbours), CLIPS_PER_CHECK):
+        clips = np.arange(len(neighbours))[rows, None, None]
+        found[rows] = (neighbours[neighbours[rows]] == clips).any(axis=2)
+    return found
+
+
+def find_nearest(
+    keys: Sequence[str], vectors: NDArray[np.float32], count: int, centre: bool = False, exact: bool = False
+) -> Nearest:
+    """Find the nearest others of each clip, by the cosine of their embeddings.
+
+    Args:
+        keys: names of the clips (N,), all different.
+        vectors: embeddings (N, D).
+        count: how many of them.
+        centre: subtract the mean embedding first.
+        exact: compare all clips with all, however many they are.
+
+    Raises:
+        UsageError: fewer than two clips, or a count below one.
+    """
     if len(keys) < 2:
         raise UsageError(f"a graph needs two training clips or more, got {len(keys)}")
-    if not -1.0 <= threshold <= 1.0:
-        raise UsageError(f"threshold {threshold:g} is not a cosine; valid: -1 to 1")
-    if max_neighbours < 1:
-        raise UsageError(f"max_neighbours {max_neighbours} is too few; valid: 1 or more")
+    if count < 1:
+        raise UsageError(f"max_neighbours {count} is too few; valid: 1 or more")
     order = sorted(range(len(keys)), key=lambda row: keys[row])
+    # In place from here on: a million embeddings are a gigabyte.
     ordered = np.asarray(vectors, np.float32)[order]
     if centre:
-        ordered = ordered - ordered.mean(axis=0, dtype=np.float64).astype(np.float32)
-    similarities, neighbours = _nearest(ordered, max_neighbours)
-    neighbours = np.where(similarities >= threshold - 0.5 * 10.0**-SIMILARITY_DECIMALS, neighbours, -1)
-    if mutual:
-        chosen_back = (neighbours[neighbours] == np.arange(len(order))[:, None, None]).any(axis=2)
-        neighbours = np.where(chosen_back, neighbours, -1)
-    # Edges that were dropped leave gaps: close them.
-    packed = np.argsort(neighbours < 0, axis=1, kind="stable")
-    neighbours = np.take_along_axis(neighbours, packed, axis=1)
-    similarities = np.take_along_axis(similarities, packed, axis=1)
-    similarities[neighbours < 0] = 0.0
-    return NeighbourGraph(tuple(keys[row] for row in order), neighbours, similarities)
+        ordered -= ordered.mean(axis=0, dtype=np.float64).astype(np.float32)
+    ordered /= np.maximum(np.linalg.norm(ordered, axis=1, keepdims=True), 1e-6)
+    index, rows = _exact_index(ordered) if exact or len(ordered) <= EXACT_CLIPS else _cell_index(ordered)
+    similarities, neighbours = _nearest(ordered, index, rows, count)
+    return Nearest(tuple(keys[row] for row in order), neighbours, similarities, _describe(index, ordered, neighbours))
 
 
-def _nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return rounded cosines and rows (N, count) of the nearest others, the greater row first among equals.
-
-    Where there are fewer than ``count`` others the cosine is minus infinity.
-    """
-    normalised = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+def _exact_index(vectors: NDArray[np.float32]) -> tuple[faiss.Index, NDArray[np.int64]]:
+    """Return what compares a vector with all others, and the order to ask in."""
     index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(normalised)
+    index.add(vectors)
+    return index, np.arange(len(vectors))
+
+
+def _cell_index(vectors: NDArray[np.float32]) -> tuple[faiss.Index, NDArray[np.int64]]:
+    """Return what compares a vector with those of the nearest cells, and an order to ask in that keeps to a cell.
+
+    Four cells for the square root of the vectors, as faiss advises; k-means begins from the same seed each time.
+    """
+    quantizer = faiss.IndexFlatIP(vectors.shape[1])
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], round(4 * len(vectors) ** 0.5), faiss.METRIC_INNER_PRODUCT)
+    index.cp.max_points_per_centroid = CELL_SAMPLE
+    index.train(vectors)
+    index.add(vectors)
+    index.nprobe = 8
+    sample = _sample(len(vectors))
+    nearest = _true_neighbours(vectors, sample)
+    while index.nprobe < index.nlist and _recall(index.search(vectors[sample], nearest.shape[1])[1], nearest) < RECALL:
+        index.nprobe *= 2
+    lists: Any = index.invlists
+    cells = [faiss.rev_swig_ptr(lists.get_ids(cell), lists.list_size(cell)) for cell in range(index.nlist)]
+    return index, np.concatenate(cells).astype(np.int64)
+
+
+def _describe(index: faiss.Index, vectors: NDArray[np.float32], neighbours: NDArray[np.int64]) -> dict[str, Any]:
+    if not isinstance(index, faiss.IndexIVFFlat):
+        return {"index": "exact", "recall": 1.0}
+    sample = _sample(len(vectors))
+    nearest = _true_neighbours(vectors, sample, neighbours.shape[1] + 1)
+    others = np.array([row[row != clip][: neighbours.shape[1]] for clip, row in zip(sample, nearest, strict=True)])
+    found = _recall(neighbours[sample], others)
+    return {"index": f"IVF of {index.nlist} cells, {index.nprobe} searched", "recall": found}
+
+
+def _sample(count: int) -> NDArray[np.int64]:
+    return np.linspace(0, count - 1, min(RECALL_CLIPS, count)).astype(np.int64)
+
+
+def _true_neighbours(vectors: NDArray[np.float32], rows: NDArray[np.int64], count: int = 11) -> NDArray[np.int64]:
+    """Return the rows (len(rows), count) nearest to some rows, themselves included; exactly, and without an index."""
+    found: NDArray[np.int64] = faiss.knn(vectors[rows], vectors, count, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return found
+
+
+def _recall(found: NDArray[np.int64], true: NDArray[np.int64]) -> float:
+    return float(np.mean([np.isin(expected, row).mean() for row, expected in zip(found, true, strict=True)]))
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _nearest(
+    vectors: NDArray[np.float32], index: faiss.Index, order: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return cosines and rows of the nearest others; see :class:`Nearest`."""
     similarities = np.full((len(vectors), count), -np.inf, np.float32)
     neighbours = np.full((len(vectors), count), -1, np.int64)
-    for start in range(0, len(vectors), CLIPS_PER_SEARCH):
-        pending = np.arange(start, min(start + CLIPS_PER_SEARCH, len(vectors)))
+    for part in _slices(len(order), CLIPS_PER_SEARCH):
+        pending = order[part]
         candidates = count + 2
         while len(pending):
             candidates = min(candidates, len(vectors))
-            cosines, rows = index.search(normalised[pending], candidates)
+            cosines, rows = index.search(vectors[pending], candidates)
+            cosines[rows < 0] = -np.inf  # the cells held no more
             np.round(cosines, SIMILARITY_DECIMALS, out=cosines)
             # A tie at the last place can be broken only when all that are tied were found.
             complete = cosines[:, min(count, candidates - 1)] > cosines[:, -1]
-            complete |= candidates == len(vectors)
+            complete |= (candidates == len(vectors)) | (rows[:, -1] < 0)
             cosines[rows == pending[:, None]] = -np.inf
             best = np.lexsort((-rows, -cosines))[complete, :count]
             done, width = pending[complete], best.shape[1]
@@ -233,10 +373,10 @@ class FoldGraph:
     Attributes:
         graph: the edges.
         report: for ``graph.json``: ``fold``, ``teacher``, ``split_hash``, the settings (``parts``, ``threshold``,
-            ``neighbours``, ``centre``, ``mutual``), ``seen`` (speakers of the split whom the teacher was
-            trained on, by part; None where nobody knows), ``graph`` (what :func:`diagnose` says), and ``nearest_raw``
-            and ``nearest_centred``: the same for each clip's nearest neighbours, whatever their cosine, so that raw and
-            centred embeddings can be compared.
+            ``neighbours``, ``centre``, ``mutual``), ``search`` (see :class:`Nearest`), ``seen`` (speakers of the split
+            whom the teacher was trained on, by part; None where nobody knows), ``graph`` (what :func:`diagnose` says),
+            and ``nearest_raw`` and ``nearest_centred``: the same for each clip's nearest neighbours, whatever their
+            cosine, so that raw and centred embeddings can be compared.
     """
 
     graph: NeighbourGraph
@@ -254,6 +394,7 @@ def build_fold_graphs(
     centre: bool = False,
     mutual: bool = False,
     allow_seen: bool = False,
+    exact: bool = False,
 ) -> list[FoldGraph]:
     """Build and diagnose the graph of every fold.
 
@@ -267,6 +408,7 @@ def build_fold_graphs(
         centre: subtract the mean embedding.
         mutual: keep an edge only if both ends choose it.
         allow_seen: take a teacher that was trained on speakers of this split.
+        exact: compare all clips with all, however many they are.
 
     Raises:
         UsageError: a teacher that was trained on a speaker of this split, an unknown part or speaker, clips without
@@ -285,16 +427,15 @@ def build_fold_graphs(
         rows = manifest.indices(_speakers(fold, parts))
         clips = [manifest.clips[row] for row in rows]
         keys = [clip.key for clip in clips]
-        graph = build_graph(keys, vectors[rows], threshold, max_neighbours, centre, mutual)
+        found = {
+            centred: find_nearest(keys, vectors[rows], max_neighbours, centred, exact) for centred in (False, True)
+        }
+        graph = found[centre].joined(threshold, mutual)
         if not len(graph.edges):
             raise SerError(
                 f"fold {number}: no two clips of {len(clips)} reach the cosine {threshold:g}, the graph has no edge; "
                 "lower the threshold"
             )
-        nearest_raw, nearest_centred = (
-            diagnose(build_graph(keys, vectors[rows], -1.0, max_neighbours, centred), clips)
-            for centred in (False, True)
-        )
         report = {
             "fold": number,
             "teacher": embeddings.teacher,
@@ -305,9 +446,10 @@ def build_fold_graphs(
             "centre": centre,
             "mutual": mutual,
             "seen": None if embeddings.heard_audio is None else seen,
+            "search": found[centre].search,
             "graph": diagnose(graph, clips),
-            "nearest_raw": nearest_raw,
-            "nearest_centred": nearest_centred,
+            "nearest_raw": diagnose(found[False].joined(-1.0), clips),
+            "nearest_centred": diagnose(found[True].joined(-1.0), clips),
         }
         made.append(FoldGraph(graph, report))
     return made
