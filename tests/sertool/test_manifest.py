@@ -1,4 +1,5 @@
 import csv
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,23 @@ def test_a_clip_beside_the_user_but_not_beside_the_manifest_is_told_apart(tmp_pa
     soundfile.write(tmp_path / "a.wav", np.full(800, 0.1), 16000)
     with pytest.raises(AudioError, match=r"'a\.wav' lies in the current folder, but .* beside the manifest"):
         clip.read()
+
+
+def test_a_million_rows_would_take_less_than_two_gigabytes(tmp_path):
+    rows = 10_000
+    path = tmp_path / "large.csv"
+    with path.open("w", encoding="utf-8") as file:
+        file.write("file,speaker,label,gender,language,sentence,start,end,split\n")
+        for row in range(rows):
+            file.write(
+                f"audio/session{row % 50:02d}/speaker{row % 97:05d}/recording{row:07d}.wav,speaker{row % 97:05d},"
+                f"{'joy' if row % 2 else 'fear'},f,en,sentence number {row % 997},{row % 20},{row % 20 + 3.25},train\n"
+            )
+    tracemalloc.start()
+    try:
+        manifest = load_manifest(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(manifest) == rows
+    assert peak / rows < 1500  # 2 GB a million rows leave 500 MB for Python and all else

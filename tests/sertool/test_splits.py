@@ -296,3 +296,24 @@ def test_unknown_genders_are_a_dash_and_brackets_stay(sertool, tmp_path):
     shown = sertool("split", "show", tmp_path / "s.json", tmp_path / "m.csv").out
     assert "[red]anger 2" in shown and "0/0" not in shown
     assert " - " in shown
+
+
+class CountedClips(tuple):
+    """Clips that know how often they were gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        type(self).passes += 1
+        return super().__iter__()
+
+
+def test_clips_are_gone_through_a_few_times_however_many_folds_there_are():
+    clips = CountedClips(
+        Clip(f"{speaker}-{label}.wav", Path(f"{speaker}-{label}.wav"), f"{speaker:03d}", label)
+        for speaker in range(100)
+        for label in ("joy", "fear")
+    )
+    split = make_split(Manifest(clips, Path("large.csv")), "loso")
+    assert len(split.folds) == 100
+    assert 0 < CountedClips.passes < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,14 @@ class Manifest:
         return sorted({clip.label for clip in self.clips})
 
     @cached_property
+    def labels_of(self) -> dict[str, set[str]]:
+        """The labels that each speaker has clips of."""
+        found: dict[str, set[str]] = {}
+        for clip in self.clips:
+            found.setdefault(clip.speaker, set()).add(clip.label)
+        return found
+
+    @cached_property
     def genders(self) -> dict[str, str]:
         """Gender of each speaker; empty where unknown."""
         return {clip.speaker: clip.gender for clip in self.clips}
@@ -99,12 +108,20 @@ class Manifest:
         Raises:
             UsageError: a speaker who has no clip.
         """
-        unknown = sorted(set(speakers) - set(self.speakers))
-        if unknown:
-            raise UsageError(f"{self.path}: no clip of speaker {unknown[0]!r}; {nearest(unknown[0], self.speakers)}")
+        self.refuse_unknown(speakers)
         wanted = set(speakers)
         rows = [row for row, clip in enumerate(self.clips) if clip.speaker in wanted]
         return sorted(rows, key=lambda row: self.clips[row].key)
+
+    def refuse_unknown(self, speakers: Iterable[str]) -> None:
+        """Refuse speakers who have no clip.
+
+        Raises:
+            UsageError: there is one.
+        """
+        unknown = sorted(speaker for speaker in speakers if speaker not in self.labels_of)
+        if unknown:
+            raise UsageError(f"{self.path}: no clip of speaker {unknown[0]!r}; {nearest(unknown[0], self.speakers)}")
 
     def save(self, path: str | Path) -> None:
         """Write the table as CSV, without the optional columns that nobody filled in."""
@@ -225,14 +242,17 @@ def read_table(path: Path, absent: str) -> tuple[list[str], list[Row]]:
 
 def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        header = text.strip().partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        with path.open(encoding="utf-8-sig") as file:
+            header = next(filter(str.strip, file), "").strip()
+            delimiter = max(",;\t", key=header.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter)
+            # Of a million rows, most cells repeat: alike ones share one string, for the sake of memory.
+            alike: dict[str, str] = {}
+            stripped = ([alike.setdefault(cell, cell) for cell in map(str.strip, cells)] for cells in reader)
+            written = [(reader.line_num, cells) for cells in stripped if any(cells)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a CSV table in UTF-8 ({error}); save it as CSV UTF-8") from error
-    written = [(line, cells) for line, cells in lines if any(cells)]
     if not written:
         raise UsageError(f"{path}: the file is empty")
     columns = written[0][1]

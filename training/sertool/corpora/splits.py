@@ -263,9 +263,9 @@ def check_split(split: Split, manifest: Manifest) -> None:
         UsageError: a speaker without a clip, or a fold whose training part lacks a label that another part has.
     """
     for number, fold in enumerate(split.folds, start=1):
-        labels = {
-            part: {manifest.clips[row].label for row in manifest.indices(list(fold.part(part)))} for part in PARTS
-        }
+        for part in PARTS:
+            manifest.refuse_unknown(fold.part(part))
+        labels = {part: set().union(*map(manifest.labels_of.__getitem__, fold.part(part))) for part in PARTS}
         missing = sorted((labels["validation"] | labels["test"]) - labels["train"])
         if missing:
             with_label = sorted({clip.speaker for clip in manifest.clips if clip.label == missing[0]})
