@@ -104,6 +104,22 @@ def _complain(message: str) -> None:
     print(f"ser-edge: {message}", file=sys.stderr)
 
 
+class _Command(argparse.ArgumentParser):
+    """Takes options anywhere: by itself argparse, before Python 3.13, gives up a SOURCE that follows an option."""
+
+    _intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what stands behind the command's name; the parsing of mixed arguments comes back here by parts."""
+        if self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ser-edge",
@@ -112,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ser-edge {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Command)
 
     def command(name: str, function: Any, summary: str, example: str) -> argparse.ArgumentParser:
         added = commands.add_parser(

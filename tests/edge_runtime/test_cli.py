@@ -441,3 +441,10 @@ def test_an_installed_model_is_known_by_name_and_taken_by_default(clip):
     assert shown.returncode == 0 and json.loads(shown.stdout)["licence"] == "CC0-1.0"
     misspelt = ser_edge("info", "emodbb")
     assert misspelt.returncode == 2 and "did you mean 'emodb'" in misspelt.stderr
+
+
+@pytest.mark.parametrize("words", ["{m} --fast {c} --json", "--fast {m} --json {c}", "--json --fast {m} {c}"])
+def test_options_stand_anywhere(model, clip, words):
+    done = ser_edge("listen", *words.format(m=model, c=clip).split())
+    expected = events_of(ser_edge("listen", model, clip, "--fast", "--json").stdout)
+    assert events_of(done.stdout) == expected and expected
