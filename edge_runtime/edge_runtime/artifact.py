@@ -83,6 +83,12 @@ class Artifact:
         card: the model card, Markdown.
         content_hash: of the file; empty in files of schema 1, which carry none.
         schema: version of this description.
+
+    Example:
+        >>> from edge_runtime import Recognizer
+        >>> artifact = Recognizer("model.onnx").artifact
+        >>> artifact.labels, artifact.window_samples / artifact.front_end.sample_rate
+        (('anger', 'joy', 'neutral', 'sadness'), 2.0)
     """
 
     labels: tuple[str, ...]

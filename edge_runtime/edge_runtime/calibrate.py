@@ -42,10 +42,11 @@ class Calibrator:
         UsageError: the model was not trained for it.
 
     Example:
-        >>> calibrator = Calibrator(recognizer)  # doctest: +SKIP
-        >>> while calibrator.seconds < 30:  # doctest: +SKIP
-        ...     calibrator.push(microphone.read())
-        >>> calibrator.calibration("my microphone").save(Path("calibration.json"))  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> calibrator = Calibrator(Recognizer("personal.onnx"))
+        >>> while calibrator.seconds < 30:
+        ...     calibrator.push(samples)
+        >>> calibrator.calibration("my microphone").save(Path("calibration.json"))
     """
 
     def __init__(self, recognizer: Recognizer, settings: Settings | None = None) -> None:

@@ -22,29 +22,63 @@ class SerError(Exception):
 
 
 class UsageError(SerError):
-    """An option, a recipe key, a column or a name that does not exist."""
+    """An option, a recipe key, a column or a name that does not exist.
+
+    Example:
+        >>> UsageError("settings: no hop of -1").exit_code
+        2
+    """
 
     exit_code = 2
 
 
 class AudioError(SerError):
-    """Audio that cannot be read or cannot be used: missing, empty, truncated, NaN."""
+    """Audio that cannot be read or cannot be used: missing, empty, truncated, NaN.
+
+    Example:
+        >>> from edge_runtime import AudioFile
+        >>> AudioFile("none.wav").open()
+        Traceback (most recent call last):
+        edge_runtime.errors.AudioError: none.wav: no such audio file
+    """
 
 
 class ArtifactError(SerError):
-    """A model file that is missing, truncated, foreign, of a newer schema, or that computes something else."""
+    """A model file that is missing, truncated, foreign, of a newer schema, or that computes something else.
+
+    Example:
+        >>> from edge_runtime import Recognizer
+        >>> Recognizer("none.onnx")
+        Traceback (most recent call last):
+        edge_runtime.errors.ArtifactError: none.onnx: no such model file
+    """
 
 
 class DeviceError(SerError):
-    """A microphone, or the library that reaches it, that is absent or has failed."""
+    """A microphone, or the library that reaches it, that is absent or has failed.
+
+    Example:
+        >>> isinstance(DeviceError("no microphone found"), SerError)
+        True
+    """
 
 
 class SinkError(SerError):
-    """An event that a sink could not deliver, or a sink that another process is using."""
+    """An event that a sink could not deliver, or a sink that another process is using.
+
+    Example:
+        >>> SinkError("events.jsonl: the disk is full").exit_code
+        1
+    """
 
 
 class MissingDependencyError(SerError):
-    """An optional library that the requested work needs is not installed."""
+    """An optional library that the requested work needs is not installed.
+
+    Example:
+        >>> MissingDependencyError("listening needs: pip install ser-edge[mic]").exit_code
+        1
+    """
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -54,6 +54,13 @@ class Health:
             1000; None before the first.
         latency_p95: so long or less took nineteen of twenty.
         latency_p99: so long or less took ninety-nine of a hundred.
+
+    Example:
+        >>> from edge_runtime import AudioFile
+        >>> with Listener("model.onnx", source=AudioFile("speech.wav")) as ear:
+        ...     events = list(ear)
+        >>> ear.health().windows, ear.health().gaps, ear.health().outages
+        (6, 0, 0)
     """
 
     uptime: float
@@ -98,9 +105,11 @@ class Listener:
         DeviceError: with ``exit_on_loss``, no microphone (on entering), or it is lost (while waiting for events).
 
     Example:
-        >>> with Listener("model.onnx") as ear:  # doctest: +SKIP
-        ...     for event in ear:
-        ...         print(event.kind, event.label, event.probability)
+        >>> from edge_runtime import AudioFile
+        >>> with Listener("model.onnx", source=AudioFile("speech.wav")) as ear:  # without a source: the microphone
+        ...     kinds = [event.kind for event in ear]
+        >>> kinds
+        ['begin', 'update', 'update', 'update', 'update', 'end']
     """
 
     def __init__(
@@ -204,7 +213,9 @@ class Listener:
             ArtifactError: ``vad`` is not Silero VAD's model; the same.
 
         Example:
-            >>> ear.update(threshold={"anger": 0.8}, gate_margin=12)  # doctest: +SKIP
+            >>> from edge_runtime import AudioFile
+            >>> with Listener("model.onnx", source=AudioFile("speech.wav")) as ear:
+            ...     ear.update(threshold={"anger": 0.8}, gate_margin=12)
         """
         for name in changes:
             if name not in Settings.__dataclass_fields__:

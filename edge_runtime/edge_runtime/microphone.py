@@ -295,6 +295,11 @@ class Microphone:
         MissingDependencyError: by :meth:`open`: sounddevice or PortAudio is not installed.
         UsageError: by :meth:`open`: several devices match, or there is no such channel.
         DeviceError: with ``settings.exit_on_loss``, by :meth:`open` or :meth:`blocks`: absent or lost.
+
+    Example:
+        >>> microphone = Microphone(Settings(device="USB"))  # the first one with USB in its name, once it is opened
+        >>> microphone.name, microphone.live
+        ('USB', True)
     """
 
     live = True

@@ -102,11 +102,11 @@ class Monitor:
         model: name of the one whose answers are shown as bars, where several listen.
 
     Example:
-        >>> with Listener("model.onnx") as ear:  # doctest: +SKIP
+        >>> from edge_runtime import AudioFile, Listener
+        >>> with Listener("model.onnx", source=AudioFile("speech.wav")) as ear:
         ...     monitor = Monitor(ear, ("anger", "joy"))
         ...     for event in ear:
         ...         monitor.note(event)
-        ...         print(monitor.snapshot().reason)
     """
 
     def __init__(

@@ -46,6 +46,12 @@ class Recognizer:
 
     Raises:
         ArtifactError: the file is missing, damaged, not one of ours, of a newer schema, or fails its self-test.
+
+    Example:
+        >>> recognizer = Recognizer("model.onnx")
+        >>> probabilities = recognizer.probabilities(samples)  # of a clip
+        >>> probabilities.shape, round(float(probabilities.sum()), 3)
+        ((4,), 1.0)
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:

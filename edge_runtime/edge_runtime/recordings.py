@@ -51,6 +51,13 @@ class AudioFile:
     Raises:
         AudioError: by :meth:`open` or :meth:`blocks`: missing, empty, not audio, damaged, truncated, NaN.
         MissingDependencyError: by :meth:`open`: not a WAV file and soundfile is not installed.
+
+    Example:
+        >>> recording = AudioFile("speech.wav")
+        >>> recording.open()
+        >>> recording.seconds, sum(len(block.samples) for block in recording.blocks())
+        (3.0, 48000)
+        >>> recording.close()
     """
 
     live = False
@@ -244,6 +251,11 @@ class RealTime:
     Attributes:
         name: the recording's.
         live: True.
+
+    Example:
+        >>> source = RealTime(AudioFile("speech.wav"))
+        >>> source.name, source.live
+        ('speech.wav', True)
     """
 
     live = True
@@ -338,6 +350,17 @@ class RawAudio:
         AudioError: by :meth:`blocks`: no audio at all, a WAV header, samples that are no audio from the beginning
             or, where ``live`` is False, anywhere.
         DeviceError: by :meth:`blocks`: lost, and ``settings.exit_on_loss``.
+
+    Example:
+        >>> import os
+        >>> reading, writing = os.pipe()
+        >>> with open(writing, "wb") as pipe:
+        ...     written = pipe.write((32767 * samples[:1600]).astype("<i2").tobytes())
+        >>> source = RawAudio(reading, live=False)
+        >>> source.open()
+        >>> sum(len(block.samples) for block in source.blocks())
+        1600
+        >>> source.close()
     """
 
     def __init__(

@@ -255,10 +255,10 @@ class Session(_Listening):
         ArtifactError: ``vad`` is not Silero VAD.
 
     Example:
-        >>> session = Session(recognizer, Settings(hop=0.25))  # doctest: +SKIP
-        >>> for block in blocks:  # doctest: +SKIP
-        ...     for event in session.push(block):
-        ...         print(event.label)
+        >>> session = Session(Recognizer("model.onnx"), Settings(hop=1.0))
+        >>> events = session.push(samples[:32000]) + session.push(samples[32000:]) + session.finish()
+        >>> [event.kind for event in events]
+        ['begin', 'update', 'update', 'end']
     """
 
     def __init__(self, recognizer: Recognizer, settings: Settings | None = None) -> None:
@@ -295,8 +295,8 @@ class SessionGroup(_Listening):
         ArtifactError: ``vad`` is not Silero VAD.
 
     Example:
-        >>> group = SessionGroup([Recognizer("mood.onnx"), Recognizer("stress.onnx")])  # doctest: +SKIP
-        >>> [event.model for event in group.push(samples)]  # doctest: +SKIP
+        >>> group = SessionGroup([Recognizer("mood.onnx"), Recognizer("stress.onnx")])
+        >>> [event.model for event in group.push(samples) + group.finish() if event.kind == "end"]
         ['mood.onnx', 'stress.onnx']
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import edge_runtime
 from edge_runtime.cli import _parser
 from sertool.cli import app
 
@@ -59,3 +62,10 @@ def test_nothing_is_left_to_be_filled_in(document: Path) -> None:
 def test_the_documents_hold_commands_at_all() -> None:
     assert len(list(commands("sertool"))) > 10
     assert len(list(commands("ser-edge"))) > 5
+
+
+@pytest.mark.parametrize("name", [name for name in edge_runtime.__all__ if not name.startswith("_")])
+def test_every_public_name_of_the_device_has_an_example_that_runs(name: str) -> None:
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(getattr(edge_runtime, name)) or "")
+    assert examples
+    assert not any(example.options.get(doctest.SKIP) for example in examples)

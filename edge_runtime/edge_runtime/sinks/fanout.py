@@ -90,9 +90,10 @@ class Fanout:
             which waits, too; what is spoken does not. May be set from anywhere, also a signal handler, to end a wait.
 
     Example:
-        >>> from edge_runtime import Listener  # doctest: +SKIP
-        >>> with Fanout([FileSink("events.jsonl")]) as fanout:  # doctest: +SKIP
-        ...     with Listener("model.onnx", on_event=fanout.send) as ear:
+        >>> from edge_runtime import AudioFile, Listener
+        >>> from edge_runtime.sinks import FileSink
+        >>> with Fanout([FileSink("events.jsonl")]) as fanout:
+        ...     with Listener("model.onnx", source=AudioFile("speech.wav"), on_event=fanout.send) as ear:
         ...         ear.wait()
     """
 
