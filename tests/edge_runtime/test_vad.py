@@ -4,6 +4,7 @@ import importlib.metadata
 import itertools
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from edge_runtime.errors import ArtifactError
 from edge_runtime.gate import BLOCK, Gate
-from edge_runtime.session import Session
+from edge_runtime.session import Session, SessionGroup
 from edge_runtime.settings import Settings
 from edge_runtime.vad import CONTEXT, HOLD_BLOCKS, LATENCY_BLOCKS, SileroVad
 
@@ -134,6 +135,25 @@ def test_a_voice_that_is_known_late_loses_nothing_of_its_beginning(recognizer, r
     )
     starts = [session.push(signal)[0].start for session in (alone, cascade)]
     assert starts[0] == starts[1] == pytest.approx(1.8, abs=0.1)
+
+
+@needs_silero
+def test_several_models_hear_one(recognizer, stream_recognizer, room, speech, monkeypatch):
+    signal = np.concatenate([knocks(3), speech(2.5), room(1.5), speech(0.7, 1)])
+    settings = Settings(vad=SILERO, vad_threshold=0.01)
+    judged, probability = [], SileroVad.probability
+    monkeypatch.setattr(SileroVad, "probability", lambda vad, block: judged.append(vad) or probability(vad, block))
+
+    def listen(session) -> tuple[list, int]:
+        judged.clear()
+        return session.push(signal) + session.finish(), len(judged)
+
+    together, calls = listen(SessionGroup([recognizer, stream_recognizer], settings))
+    for model in (recognizer, stream_recognizer):
+        alone, own_calls = listen(Session(model, settings))
+        assert [replace(event, model=None) for event in together if event.model == model.name] == alone
+        assert "begin" in [event.kind for event in alone]
+        assert calls == own_calls > 50
 
 
 @needs_silero
