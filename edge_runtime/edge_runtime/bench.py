@@ -49,7 +49,7 @@ class Bench:
     Attributes:
         load: seconds to open, verify and self-test the file.
         stages: times of single calls.
-        speech: CPU seconds for each second of speech without a pause: the share of one core.
+        speech: CPU seconds for each second of speech without a pause: the real-time factor, and the share of one core.
         silence: the same for a quiet room.
         scores: a second of speech.
         memory: bytes of the process in memory at the end; None where the system does not tell.
@@ -87,7 +87,7 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        return asdict(self) | {"keeps_up": self.keeps_up, "verdict": self.verdict}
+        return asdict(self) | {"real_time_factor": self.speech, "keeps_up": self.keeps_up, "verdict": self.verdict}
 
 
 def bench(model: str | Path, settings: Settings | None = None, seconds: float = 20.0, threads: int = 1) -> Bench:

@@ -6,15 +6,16 @@ import argparse
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_runtime import __version__
-from edge_runtime.errors import SerError
+from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.options import add_settings_options, settings_from
 from edge_runtime.sinks.options import add_sink_options, open_sinks
 
@@ -104,7 +105,15 @@ def _complain(message: str) -> None:
     print(f"ser-edge: {message}", file=sys.stderr)
 
 
-class _Command(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is."""
+        self.exit(UsageError.exit_code, f"ser-edge: {message}; see: {self.prog} --help\n")
+
+
+class _Command(_Parser):
     """Takes options anywhere: by itself argparse, before Python 3.13, gives up a SOURCE that follows an option."""
 
     _intermixed = False
@@ -115,13 +124,19 @@ class _Command(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._intermixed = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixed = False
+        if unknown and unknown[0].startswith("-"):
+            options = re.findall(r"--[a-z-]+", self.format_help())
+            self.error(f"unknown option {unknown[0]!r}; {nearest(unknown[0].split('=')[0], {*options})}")
+        if unknown:
+            self.error(f"one argument too many: {unknown[0]!r}")
+        return found, unknown
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ser-edge",
         description="Recognise emotion in speech with a model made by: sertool export",
         epilog=EXAMPLES,
@@ -157,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     file = command("file", _file, "answer for recordings", "ser-edge file model.onnx a.wav b.wav")
     file.add_argument("model", metavar="MODEL", help="model file, or the name of an installed model")
     file.add_argument("audio", metavar="AUDIO", nargs="+", help="WAV files, or any format where soundfile is installed")
+    file.add_argument("--channel", metavar="N", type=int, help=CHANNEL_HELP)
     file.add_argument("--no-calibration", action="store_true", help=NO_CALIBRATION_HELP)
     add_settings_options(file)
 
@@ -198,7 +214,7 @@ def _add_calibrate_options(parser: argparse.ArgumentParser) -> None:
         help="instead of a microphone: recordings of the person, made with it",
     )
     parser.add_argument("--device", metavar="NAME", help="microphone: its index or a part of its name")
-    parser.add_argument("--channel", metavar="N", type=int, help="which of its channels, from 1 (default: their mean)")
+    parser.add_argument("--channel", metavar="N", type=int, help=CHANNEL_HELP)
     parser.add_argument(
         "--seconds", metavar="S", type=float, help="of speech to measure (default 30; of recordings, all)"
     )
@@ -379,7 +395,7 @@ def _recognize_file(recognizer: Recognizer, settings: Settings, path: str) -> di
     from edge_runtime.session import Session
 
     artifact = recognizer.artifact
-    source = AudioFile(path, artifact.front_end.sample_rate)
+    source = AudioFile(path, artifact.front_end.sample_rate, settings.channel)
     session = Session(recognizer, settings)
     # Training cuts a clip to the window from its beginning: nothing after it enters the answer as a whole.
     clip = np.zeros(0, np.float32)
@@ -413,7 +429,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
     from edge_runtime.calibrate import ENOUGH_S, LEAST_S, Calibrator
     from edge_runtime.calibration import default_path
-    from edge_runtime.errors import AudioError, UsageError
+    from edge_runtime.errors import AudioError
     from edge_runtime.microphone import Microphone
     from edge_runtime.recognizer import Recognizer
     from edge_runtime.recordings import AudioFile
@@ -490,7 +506,6 @@ def _calibration_note(settings: Settings) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from edge_runtime.bench import bench
-    from edge_runtime.errors import UsageError
 
     for name, least in {"seconds": 1, "threads": 1}.items():
         if not least <= getattr(arguments, name) <= 3600:
@@ -506,7 +521,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         "board": ", ".join([board.model or "unknown", f"{board.cores} cores", *states]),
         "load": f"{measured.load:.2f} s",
         **{stage.name: f"{stage.median:.2f} ms (p95 {stage.p95:.2f})" for stage in measured.stages},
-        "a second of speech": f"{1000 * measured.speech:.1f} ms of CPU, {measured.scores:.1f} scores",
+        "a second of speech": f"{1000 * measured.speech:.1f} ms of CPU (real-time factor {measured.speech:.4f}), "
+        f"{measured.scores:.1f} scores",
         "a second of silence": f"{1000 * measured.silence:.2f} ms of CPU",
         "memory": "unknown" if measured.memory is None else f"{measured.memory / 1e6:.0f} MB",
     }
@@ -616,31 +632,41 @@ def _answer_signals(
     settings: Callable[[], Settings],
     say: Callable[[str], None],
 ) -> None:
-    """End listening at Ctrl-C and SIGTERM; at SIGHUP, reread the settings file and the calibration."""
+    """End at Ctrl-C and SIGTERM; at SIGHUP, reread settings file and calibration, or end where there is none."""
 
     def stop(*_: object) -> None:
         fanout.patient = False
         ear.stop()
 
     def reread(*_: object) -> None:
-        threading.Thread(target=_reread, args=(ear, arguments, settings, say)).start()
+        threading.Thread(target=_reread, args=(ear, arguments.settings, settings, say, hang_up)).start()
 
+    # A terminal that goes away ends us, unless nohup has asked for the contrary.
+    hang_up = (lambda: None) if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else stop
     for interruption in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interruption, stop)
-    if arguments.settings:
-        signal.signal(signal.SIGHUP, reread)
+    signal.signal(signal.SIGHUP, reread)
 
 
 def _reread(
-    ear: Listener, arguments: argparse.Namespace, settings: Callable[[], Settings], say: Callable[[str], None]
+    ear: Listener,
+    file: str | None,
+    settings: Callable[[], Settings],
+    say: Callable[[str], None],
+    hang_up: Callable[[], None],
 ) -> None:
-    """Take a changed settings file over; on a thread, because a signal may come in the middle of anything."""
+    """Take changed files over; on a thread, because a signal may come in the middle of anything."""
     try:
-        ear.update(settings())
+        wanted = settings()
+        files = [str(named) for named in (file, wanted.calibration) if named]
+        if not files:
+            hang_up()
+            return
+        ear.update(wanted)
     except SerError as error:
         say(f"{error}; listening goes on with the settings of before")
     else:
-        say(f"listens with the settings in {arguments.settings}")
+        say(f"listens with the settings in {' and '.join(files)}")
 
 
 def _is_watched(arguments: argparse.Namespace) -> bool:
@@ -654,7 +680,6 @@ def _is_watched(arguments: argparse.Namespace) -> bool:
 
 def _source(arguments: argparse.Namespace, settings: Settings, sample_rate: int) -> Source | None:
     """Return what the arguments name, or None for a microphone."""
-    from edge_runtime.errors import UsageError
     from edge_runtime.recordings import AudioFile, RawAudio, RealTime
 
     form = {"rate": arguments.rate, "channels": arguments.channels, "encoding": arguments.format}

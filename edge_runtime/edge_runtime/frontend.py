@@ -137,13 +137,14 @@ def _transform(frames: FloatArray, front_end: FrontEnd) -> FloatArray:
     return (10.0 * np.log10(np.maximum(mel, np.float32(front_end.floor)))).astype(np.float32)
 
 
-def as_samples(samples: object, what: str = "audio") -> FloatArray:
+def as_samples(samples: object, what: str = "audio", first: int = 0) -> FloatArray:
     """Check that ``samples`` is one channel of finite numbers and return it as float32.
 
     Args:
         samples: anything numpy can turn into a one-dimensional array; signed integers of 8 to 32 bits are scaled to
             [-1, 1), floats are taken as they are.
         what: how to name the signal in the error, e.g. a file name.
+        first: number of the first of them in it.
 
     Raises:
         AudioError: more than one dimension, another kind of number, or samples that are NaN, infinite or far beyond
@@ -162,8 +163,8 @@ def as_samples(samples: object, what: str = "audio") -> FloatArray:
         raise AudioError(f"{what}: samples of type {array.dtype}; valid: floats, or signed integers of 8 to 32 bits")
     outside = ~(np.abs(array) <= LOUDEST)
     if outside.any():
-        first = int(np.argmax(outside))
-        raise AudioError(f"{what}: sample {first} is {array[first]:g}; valid: finite numbers in [-1, 1]")
+        at = int(np.argmax(outside))
+        raise AudioError(f"{what}: sample {first + at} is {array[at]:g}; valid: finite numbers in [-1, 1]")
     return array.astype(np.float32, copy=False)
 
 

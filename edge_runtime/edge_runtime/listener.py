@@ -102,6 +102,7 @@ class Listener:
 
     Raises:
         ArtifactError: the model file is missing or damaged.
+        UsageError: on entering a second time.
         DeviceError: with ``exit_on_loss``, no microphone (on entering), or it is lost (while waiting for events).
 
     Example:
@@ -143,6 +144,8 @@ class Listener:
 
     def __enter__(self) -> Listener:
         """Open the source and begin to listen."""
+        if self._thread.ident is not None:
+            raise UsageError("a listener listens once; make another: with Listener(model) as ear: ...")
         self._began = now()
         try:
             self.source.open()

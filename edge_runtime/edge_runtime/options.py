@@ -84,7 +84,10 @@ def probability(text: str) -> PerLabel:
         >>> probability("0.7"), probability("anger=0.7,joy=0.8")
         (0.7, {'anger': 0.7, 'joy': 0.8})
     """
-    if "=" not in text:
-        return float(text)
-    pairs = [part.rpartition("=") for part in text.split(",")]
-    return {label.strip(): float(number) for label, _, number in pairs}
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        return {label.strip(): float(number) for label, _, number in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; valid: 0.7, or by label: anger=0.7,joy=0.8") from None

@@ -84,9 +84,10 @@ class AudioFile:
         """Give the recording from its beginning."""
         assert self._reader is not None, "open() comes first"
         resampler = Resampler(self._reader.rate, self._sample_rate)
-        position = 0
+        position = read = 0
         while not self._stopped and (channels := self._reader.read(self._reader.rate * SECONDS_PER_READ)).size:
-            samples = resampler.push(as_samples(mono(channels, self._channel), str(self.path)))
+            samples = resampler.push(as_samples(mono(channels, self._channel), str(self.path), read))
+            read += len(channels)
             yield Block(position, samples)
             position += len(samples)
         if not self._stopped:
@@ -464,11 +465,11 @@ class RawAudio:
     def _samples(self, content: bytes) -> FloatArray:
         """Return the frames that are complete, (n,); of what is no audio none."""
         content = self._half_frame + content
-        frames = len(content) // self._frame_bytes
+        frames, first = len(content) // self._frame_bytes, self._frames
         self._frames += frames
         whole, self._half_frame = content[: frames * self._frame_bytes], content[frames * self._frame_bytes :]
         try:
-            return as_samples(mono(self._decode(whole).reshape(-1, self._channels), self._channel), self.name)
+            return as_samples(mono(self._decode(whole).reshape(-1, self._channels), self._channel), self.name, first)
         except AudioError:
             if not (self.live and self._heard):  # from the beginning: not a moment's damage, but another format
                 raise

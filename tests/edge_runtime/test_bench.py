@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,11 @@ def test_command_for_people_and_for_scripts(model):
     assert told.returncode == 0
     assert told.stderr == ""
     assert "a second of silence" in told.stdout
+    assert re.search(r"\d ms of CPU \(real-time factor 0\.\d{4}\)", told.stdout)
     assert told.stdout.splitlines()[-1].split(":")[0] in {"keeps up", "barely keeps up", "too slow"}
     found = json.loads(ser_edge("bench", model, "--seconds", 2, "--json").stdout)
     assert found["stages"][0]["name"] == "log-Mel of 1 s"
+    assert found["real_time_factor"] == found["speech"] > 0
     assert found["board"]["cores"] >= 1
     assert isinstance(found["keeps_up"], bool)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -201,6 +203,25 @@ def test_what_is_calibrated_is_what_the_other_commands_hear_with(ser_edge, train
     assert f"; calibrated on {Calibration.load(file)}; end with" in listening.stderr
     heard = [json.loads(line)["probabilities"] for line in listening.stdout.splitlines()]
     assert heard == [event["probabilities"] for event in json.loads(after)["events"]]
+
+
+def test_a_signal_takes_a_new_calibration_over_without_a_settings_file(trained, talk, tmp_path):
+    file = tmp_path / "ser-edge" / "calibration.json"
+    calibrated(trained, talk).save(file)
+    command = [SER_EDGE, "listen", str(trained), "-", "--fast"]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert b"calibrated on" in process.stderr.readline()
+        file.write_text("{}")
+        process.send_signal(signal.SIGHUP)
+        assert b"not a calibration of this version; make it again" in process.stderr.readline()
+        calibrated(trained, 0.3 * talk).save(file)
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr.readline().decode() == f"ser-edge: listens with the settings in {file}\n"
+        process.stdin.write(bytes(3200))
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
 
 
 def test_a_model_that_was_not_trained_for_it_does_not_mind_that_another_was(

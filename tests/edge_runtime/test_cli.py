@@ -140,15 +140,16 @@ def test_a_model_that_fails_its_self_test_is_refused(tmp_path):
         (["fly"], "invalid choice: 'fly'"),
         (["file"], "required"),
         (["listen", "m.onnx", "--hop", "soon"], "invalid float value: 'soon'"),
+        (["listen", "--threshhold=0.5"], "unknown option '--threshhold=0.5'; did you mean '--threshold'? valid: --and"),
+        (["info", "m.onnx", "n.onnx"], "one argument too many: 'n.onnx'; see: ser-edge info --help"),
         (["listen", "m.onnx", "--hop", "0"], "hop is 0; valid: 0.05 to 60"),
         (["file", "m.onnx", "a.wav", "--threshold", "7"], "threshold is 7; valid: 0 to 1"),
     ],
 )
 def test_wrong_usage_is_2(arguments, message):
     done = ser_edge(*arguments)
-    assert done.returncode == 2
+    assert (done.returncode, one_line(done.stderr)) == (2, True)
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["file", "--help"], ["listen", "--help"]])
@@ -313,6 +314,18 @@ def test_a_settings_file_holds_and_options_override_it(model, recognizer, clip, 
     assert shown["events"] == [event.to_dict() for event in session.push(samples) + session.finish()]
 
 
+def test_a_recordings_channel_is_that_of_the_settings(model, clip, tmp_path, write_wav):
+    samples, _ = soundfile.read(clip, dtype="float32")
+    path = tmp_path / "both.wav"
+    soundfile.write(path, np.stack([np.zeros_like(samples), samples], axis=1), 16000)
+    file = tmp_path / "settings.toml"
+    file.write_text("channel = 1\n")
+    expected = json.loads(ser_edge("file", model, clip, "--json").stdout)["events"]
+    assert json.loads(ser_edge("file", model, path, "--json", "--channel", 2).stdout)["events"] == expected
+    silent = json.loads(ser_edge("file", model, path, "--json", "--settings", file).stdout)
+    assert silent["label"] == "no_speech"
+
+
 def test_every_deciding_option_reaches_the_settings(model, recognizer, clip):
     options = ["--mode", "utterance", "--enter", "anger=0.01,joy=0.02", "--exit", "0", "--min-duration", "0.1"]
     options += ["--refractory", "2", "--min-audio", "0.5", "--max-segment", "1.5", "--hangover", "0.1"]
@@ -333,7 +346,7 @@ def test_every_deciding_option_reaches_the_settings(model, recognizer, clip):
     [
         (["--settings", "none.toml"], "none.toml: settings cannot be read"),
         (["--threshold", "angr=0.5"], "threshold of 'angr', which the model lacks; did you mean 'anger'?"),
-        (["--threshold", "anger=much"], "invalid probability value: 'anger=much'"),
+        (["--threshold", "anger=much"], "--threshold: 'anger=much'; valid: 0.7, or by label: anger=0.7,joy=0.8"),
         (["--mode", "x"], "mode is 'x'; valid: utterance, window"),
         (["--exit", "0.5"], "exit is given without enter"),
     ],
@@ -396,6 +409,25 @@ def test_a_signal_rereads_the_settings_and_a_broken_file_changes_nothing(model, 
         assert (process.returncode, stderr) == (0, b"")
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(("wrapper", "ends"), [([], True), (["nohup"], False)])
+def test_a_terminal_that_goes_away_ends_listening_with_its_last_events(model, clip, wrapper, ends):
+    command = [*wrapper, SER_EDGE, "listen", str(model), "-", "--fast", "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while b"listening to" not in process.stderr.readline():
+            pass
+        process.stdin.write(raw(clip))
+        process.stdin.flush()
+        while json.loads(process.stdout.readline())["kind"] != "update":
+            pass
+        process.send_signal(signal.SIGHUP)
+        if ends:
+            assert process.wait(timeout=10) == 0
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        assert events_of(process.communicate(timeout=10)[0])[-1]["kind"] == "end"
 
 
 @pytest.fixture

@@ -314,6 +314,13 @@ def test_events_of_a_listener_that_was_not_entered(recognizer):
         next(iter(Listener(recognizer, source=FakeSource([]))))
 
 
+def test_a_listener_listens_once(recognizer):
+    with Listener(recognizer, source=FakeSource([])) as ear:
+        ear.wait()
+    with pytest.raises(UsageError, match="a listener listens once"), ear:
+        pass
+
+
 class Steered(FakeSource):
     """Gives its blocks one by one, and before each does what is asked at its number."""
 
