@@ -199,5 +199,5 @@ def test_a_microphone_gives_the_events_of_the_file(model: Path, root: ArmRoot, t
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 def test_inference_and_listening_cost_no_more_than_their_budget(root: ArmRoot) -> None:
-    """Of one network; python tools/count_instructions.py --check counts all four."""
+    """Calls of one network, and listening; python tools/count_instructions.py --check counts the calls of all four."""
     assert not off_budget(count_all(QUICK, root), QUICK)
