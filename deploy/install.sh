@@ -61,7 +61,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "needs Pyt
 mkdir -p "$program" "$settings" "$(dirname "$unit")"
 [ -x "$program/bin/python" ] || python3 -m venv "$program"
 "$program/bin/pip" install --quiet --upgrade "$here/../edge_runtime[$extra,mic,mqtt]"
-cp "$here/../edge_runtime/README.md" "$program/README.md"
+cp "$here/../docs/device.md" "$program/device.md"
 
 # Refused here, with one line, rather than by a service that starts again for ever.
 "$program/bin/ser-edge" info "$model" >/dev/null
