@@ -63,6 +63,7 @@ def embed(
 
     import torch
 
+    from sertool import processes
     from sertool.teacher.embed import embed_manifest
     from sertool.teacher.encoder import load_teacher
 
@@ -73,7 +74,8 @@ def embed(
 
     def show(clips: Sequence[Clip]) -> Iterator[Clip]:
         nonlocal computed
-        print_status(f"{loaded.name}: {len(clips)} of {len(table)} clips to embed")
+        lacking = processes.total(len(clips))
+        print_status(f"{loaded.name}: {lacking} of {len(table)} clips to embed")
         with progress_bar() as progress:
             task = progress.add_task("embedding", total=len(clips))
             for clip in clips:
@@ -85,6 +87,7 @@ def embed(
 
     embeddings = embed_manifest(table, loaded, output, show)
     count, dimension = embeddings.vectors.shape
+    computed = processes.total(computed)
     if json:
         print_json(
             {
