@@ -40,7 +40,7 @@ def start() -> None:
         UsageError: there are GPUs, but fewer than processes.
     """
     if gpus := torch.cuda.device_count():
-        own = int(os.environ["LOCAL_RANK"])
+        own = int(os.environ.get("LOCAL_RANK", "0"))
         if own >= gpus:
             raise UsageError(
                 f"{own + 1} processes or more on a machine of {gpus} GPUs; give torchrun --nproc_per_node {gpus}, or "

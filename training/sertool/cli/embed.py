@@ -56,6 +56,8 @@ def embed(
       sertool embed manifest.csv --teacher teacher --at fc1 -o embeddings-fc1
 
       sertool embed manifest.csv --teacher runs/source -o embeddings-source
+
+      torchrun --standalone --nproc_per_node 8 -m sertool embed manifest.csv --teacher facebook/wav2vec2-base
     """
     from sertool.corpora.manifest import load_manifest
 
