@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from edge_runtime.errors import SerError, UsageError
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
+from sertool import processes
 from sertool.audio import content_hash
 from sertool.augment import augmented, draw_mixture
 from sertool.batches import Inputs, training_inputs
@@ -58,6 +59,9 @@ from sertool.run import (
     save_checkpoint,
     save_trained,
 )
+
+RESUME = "resume.safetensors"
+"""In a run folder, until its last epoch."""
 
 CALIBRATION_CLIPS = 64
 """Clips that quantisation-aware training measures activations on, as many as an export takes unless told otherwise."""
@@ -162,9 +166,10 @@ def fit(
     precision = _precision(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, labels, start, device)
-    inputs, normalization = training_inputs(
-        recipe, manifest, rows, network, start.normalization if start else None, device, on_features
-    )
+    with processes.zero_first():  # which computes spectrograms that the others read
+        inputs, normalization = training_inputs(
+            recipe, manifest, rows, network, start.normalization if start else None, device, on_features
+        )
     student = StudentDescription(labels, FrontEnd(), normalization, recipe.data.window_samples)
     data = TrainingSet(
         inputs,
@@ -177,33 +182,53 @@ def fit(
     if training.quantization_aware:
         calibration = _calibration(clips, student)
         learner = replace(learner, rounded=RoundedComputation(network, calibration), original=deepcopy(network))
-    resume = folder / "resume.safetensors"
-    reports = load_resume(resume, learner.optimizer, learner.state())
+    reports = load_resume(folder / RESUME, learner.optimizer, learner.state())
     if on_start:
         on_start(
             f"{len(clips)} clips, {len({clip.speaker for clip in clips})} speakers, {len(labels)} labels"
             + (f" of {int(data.targets.sum())} clips" if recipe.data.labelled_share < 1 else "")
             + f"; {recipe.network.name} on {device.type} in {precision}"
+            + (f", {processes.count()} processes" if processes.count() > 1 else "")
             + (f"; goes on after epoch {len(reports)}" if reports else "")
         )
     threads = torch.get_num_threads()
     torch.set_num_threads(training.threads or threads)
+    writes = processes.rank() == 0
+    processes.barrier()  # all have read what the folder holds
     try:
-        _start_folder(recipe, folder, trained, view, start)
-        with SummaryWriter(folder / "tensorboard", purge_step=len(reports) + 1) as curves:
-            for epoch in range(len(reports), training.epochs):
-                report = _epoch(epoch, learner, data, recipe, autocast)
-                reports.append(asdict(report))
-                save_resume(resume, learner.optimizer, learner.state(), reports)
-                _record(folder, reports, curves)
-                if on_epoch:
-                    on_epoch(report)
+        if writes:
+            _start_folder(recipe, folder, trained, view, start)
+        _epochs(learner, data, recipe, autocast, folder if writes else None, reports, on_epoch)
         learner.finish()
     finally:
         torch.set_num_threads(threads)
-    save_checkpoint(folder / "checkpoint.safetensors", network, student)
-    resume.unlink(missing_ok=True)
+    if writes:
+        save_checkpoint(folder / "checkpoint.safetensors", network, student)
+        (folder / RESUME).unlink(missing_ok=True)
+    processes.barrier()  # the run is whole for all
     return True
+
+
+def _epochs(
+    learner: Learner,
+    data: TrainingSet,
+    recipe: Recipe,
+    autocast: torch.autocast,
+    folder: Path | None,
+    reports: list[dict[str, Any]],
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> None:
+    """Train the epochs that follow those reported, and keep each in the folder, where there is one."""
+    done = len(reports)
+    with SummaryWriter(folder / "tensorboard", purge_step=done + 1) if folder else nullcontext() as curves:
+        for epoch in range(done, recipe.training.epochs):
+            report = _epoch(epoch, learner, data, recipe, autocast)
+            reports.append(asdict(report))
+            if folder and curves:
+                save_resume(folder / RESUME, learner.optimizer, learner.state(), reports)
+                _record(folder, reports, curves)
+            if on_epoch:
+                on_epoch(report)
 
 
 def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, autocast: torch.autocast) -> EpochReport:
@@ -227,7 +252,7 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
         seen = augmented(data.inputs.batch(together, random), recipe.augmentation, mixture, random)
         truth = mixture.mix(data.targets[batch]) if mixture else data.targets[batch]
         with autocast, rounded or nullcontext():
-            pooled = network.pool(seen.inputs, seen.skip, seen.features)
+            pooled = processes.pool(network, seen)
             embeddings = network.head.embed(pooled)
             logits = network.head.classify(embeddings)
         compared = (embeddings if neighbours.layer == "fc1" else logits).float()
@@ -244,7 +269,7 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
         loss = truth_share * cross_entropy + neighbours.alpha * graph_loss + distillation_loss + invariance_loss
         if learner.original:  # the labels taught it all they could; what is left is to answer the same though rounded
             with torch.no_grad():
-                wanted = learner.original.head(learner.original.pool(seen.inputs, seen.skip, seen.features))
+                wanted = learner.original.head(processes.pool(learner.original, seen))
             loss = distillation_loss = functional.mse_loss(logits, wanted)
         if not loss.item() <= MAX_LOSS:  # also where it is not a number
             raise SerError(
@@ -252,7 +277,7 @@ def _epoch(epoch: int, learner: Learner, data: TrainingSet, recipe: Recipe, auto
                 "lower training.learning_rate, neighbours.alpha or the weights in [distillation] and [invariance]"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        processes.backward(loss, optimizer.param_groups[0]["params"])
         optimizer.step()
         if learner.average:
             learner.average.update_parameters(network)
@@ -400,6 +425,7 @@ def _network(recipe: Recipe, labels: Sequence[str], start: Start | None, device:
         network.load_state_dict(start.weights(network, labels))
     # Gradients come in evaluation mode too; the statistics of a batch are not what the file will have.
     network.train(not recipe.training.quantization_aware)
+    processes.share_statistics(network)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -38,6 +38,7 @@ from safetensors.torch import save
 from edge_runtime.artifact import as_tuples
 from edge_runtime.errors import SerError, UsageError, nearest
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, log_mel, tile_or_cut
+from sertool import processes
 from sertool.audio import content_hash
 from sertool.corpora.manifest import Clip, Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Fold, Split, load_split
@@ -458,7 +459,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    } | ({"processes": processes.count()} if processes.count() > 1 else {})
 
 
 class RunTeacher:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import typer
 
-from edge_runtime.errors import SerError
+from edge_runtime.errors import SerError, UsageError
 from sertool import __version__
 from sertool.cli import (
     compare,
@@ -26,6 +28,12 @@ from sertool.cli import (
     teacher,
     train,
 )
+
+SEVERAL = int(os.environ.get("WORLD_SIZE") or 1) > 1
+"""Whether torchrun has started more processes of this command than this one."""
+
+TOGETHER = ("train", "embed")
+"""Commands that several processes run as one."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +77,8 @@ def main() -> None:
     """Run ``sertool``; a failure is one line on stderr: exit code 2 for usage, 1 for a failure, 130 for Ctrl-C."""
     # typer's own error boxes span several lines; outside its standalone mode they arrive here as exceptions.
     try:
+        if SEVERAL:
+            _join_processes()
         code = app(standalone_mode=False)
     except SerError as error:
         code = _fail(str(error), error.exit_code)
@@ -84,8 +94,32 @@ def main() -> None:
     sys.exit(code)
 
 
+def _join_processes() -> None:
+    """Become one of the processes that torchrun has started; only number 0 prints."""
+    command = next(iter(sys.argv[1:]), "")
+    if command not in TOGETHER:
+        raise UsageError(f"sertool {command}: runs in one process, without torchrun; in several: {', '.join(TOGETHER)}")
+    from sertool import processes
+    from sertool.cli.console import STATUS
+
+    processes.start()
+    if processes.rank():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        STATUS.quiet = True
+
+
+def _first_to_fail() -> bool:
+    """Tell whether no other process has failed before, so that one failure is one line."""
+    if not SEVERAL:
+        return True
+    from sertool.processes import first_to_fail
+
+    return first_to_fail()
+
+
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"sertool: {message}", err=True)
+    if _first_to_fail():
+        typer.echo(f"sertool: {message}", err=True)
     return code
 
 

@@ -56,6 +56,8 @@ def embed(
       sertool embed manifest.csv --teacher teacher --at fc1 -o embeddings-fc1
 
       sertool embed manifest.csv --teacher runs/source -o embeddings-source
+
+      torchrun --standalone --nproc_per_node 8 -m sertool embed manifest.csv --teacher facebook/wav2vec2-base
     """
     from sertool.corpora.manifest import load_manifest
 
@@ -63,6 +65,7 @@ def embed(
 
     import torch
 
+    from sertool import processes
     from sertool.teacher.embed import embed_manifest
     from sertool.teacher.encoder import load_teacher
 
@@ -73,7 +76,8 @@ def embed(
 
     def show(clips: Sequence[Clip]) -> Iterator[Clip]:
         nonlocal computed
-        print_status(f"{loaded.name}: {len(clips)} of {len(table)} clips to embed")
+        lacking = processes.total(len(clips))
+        print_status(f"{loaded.name}: {lacking} of {len(table)} clips to embed")
         with progress_bar() as progress:
             task = progress.add_task("embedding", total=len(clips))
             for clip in clips:
@@ -85,6 +89,7 @@ def embed(
 
     embeddings = embed_manifest(table, loaded, output, show)
     count, dimension = embeddings.vectors.shape
+    computed = processes.total(computed)
     if json:
         print_json(
             {

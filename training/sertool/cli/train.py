@@ -70,6 +70,8 @@ def train(
       sertool train recipe.toml -o runs/loso --fold all
 
       sertool train --from runs/loso --qat
+
+      torchrun --standalone --nproc_per_node 8 -m sertool train recipe.toml    (a process for each GPU, one run)
     """
     chosen, folder = _request(recipe, output, start, qat, overrides)
     if fold is None and recipe is None and _of_fold(chosen.training.start, 1) != chosen.training.start:

@@ -141,6 +141,8 @@ def _clip_content(clip: Clip) -> str:
 def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, progress: Progress = iter) -> Embeddings:
     """Compute the vectors that a folder lacks for a manifest, and return those of all its clips.
 
+    Several processes (see :mod:`sertool.processes`) share the clips out among them.
+
     Args:
         manifest: the clips.
         teacher: see :func:`sertool.teacher.encoder.load_teacher`.
@@ -153,35 +155,55 @@ def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, pro
             folder.
         OSError: the folder cannot be written.
     """
+    from sertool import processes  # with torch, which those who only read a folder do without
+
     folder = Path(folder)
     facts = _claim(folder, manifest, teacher)
     store = _VectorStore(folder, teacher.dimension)
-    contents, failures = _hash_clips(manifest)
+    contents, missing = _hash_clips(manifest)
     # By content: copies of one file are embedded once.
     lacking = {
         contents[clip.key]: clip
         for clip in manifest.clips
         if clip.key in contents and contents[clip.key] not in store.vectors
     }
+    processes.barrier()  # all know what is lacking before any of them stores some of it
+    share = list(lacking.values())[processes.rank() :: processes.count()]
     try:
-        for clip in progress(list(lacking.values())):
+        failures = _embed_clips(progress(share), contents, teacher, store)
+    finally:
+        if processes.count() == 1:  # else others may be about to store some
+            _release_empty(folder)
+    if processes.count() > 1:
+        processes.barrier()
+        store = _VectorStore(folder, teacher.dimension)
+        # What is still lacking fails again here, so that every process knows all failures.
+        lost = [clip for content, clip in lacking.items() if content not in store.vectors]
+        failures = _embed_clips(lost, contents, teacher, store)
+    if missing or failures:
+        raise SerError(_describe_failures(missing + failures, manifest))
+    heard: frozenset[str] | None = getattr(teacher, "heard_audio", None)
+    if processes.rank() == 0:
+        if heard is not None:
+            write_json(folder / "heard.json", sorted(heard))
+        _write_index(folder, contents)
+    processes.barrier()  # the folder is whole for all
+    vectors = np.stack([store.vectors[content] for content in contents.values()])
+    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, heard)
+
+
+def _embed_clips(clips: Iterable[Clip], contents: dict[str, str], teacher: Teacher, store: _VectorStore) -> list[str]:
+    """Store the vectors of clips, and return what is wrong with those that have none."""
+    failures = []
+    try:
+        for clip in clips:
             try:
                 store.add(contents[clip.key], _embed_clip(clip, teacher))
             except AudioError as error:
                 failures.append(str(error))
     finally:
-        try:
-            store.save()
-        finally:
-            _release_empty(folder)
-    if failures:
-        raise SerError(_describe_failures(failures, manifest))
-    heard: frozenset[str] | None = getattr(teacher, "heard_audio", None)
-    if heard is not None:
-        write_json(folder / "heard.json", sorted(heard))
-    _write_index(folder, contents)
-    vectors = np.stack([store.vectors[content] for content in contents.values()])
-    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, heard)
+        store.save()
+    return failures
 
 
 def load_embeddings(folder: str | Path) -> Embeddings:
