@@ -51,8 +51,8 @@ def build(folder: Path) -> Path:
     # From a copy, because building leaves files behind that a later build would pick up.
     ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     source = shutil.copytree(REPOSITORY / "edge_runtime", folder / "source", ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source]
-    subprocess.run(command, check=True)
+    options: list[str | Path] = ["--quiet", "--no-deps", "--wheel-dir", folder, source]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options], check=True)
     return next(folder.glob("*.whl"))
 
 
