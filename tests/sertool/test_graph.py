@@ -144,10 +144,11 @@ def test_edges_are_looked_up_from_their_other_end_in_pieces(monkeypatch: pytest.
 # --- in cells ------------------------------------------------------------------------------------------------------
 
 
-def grouped_vectors(count: int, groups: int = 60) -> np.ndarray:
+def grouped_vectors(count: int, dimension: int = 16, groups: int = 60) -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(groups, 16))
-    return (3 + centres[rng.integers(0, groups, count)] + 0.4 * rng.normal(size=(count, 16))).astype(np.float32)
+    centres = rng.normal(size=(groups, dimension))
+    spread = 0.4 * rng.normal(size=(count, dimension))
+    return (3 + centres[rng.integers(0, groups, count)] + spread).astype(np.float32)
 
 
 @pytest.fixture
@@ -156,8 +157,9 @@ def in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_cells")
-def test_a_search_in_cells_says_what_it_finds_of_the_true_neighbours() -> None:
-    vectors = grouped_vectors(4000)
+@pytest.mark.parametrize("dimension", [16, 17])
+def test_a_search_in_cells_says_what_it_finds_of_the_true_neighbours(dimension: int) -> None:
+    vectors = grouped_vectors(4000, dimension)
     found = find_nearest(names(4000), vectors, 10, centre=True)
     assert found.search["index"].startswith("IVF of 190 cells, ")
     centred = vectors - vectors.mean(0)
