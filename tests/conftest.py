@@ -8,8 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands that are tested.
+# A shell that starts the tests in the background has them ignore Ctrl-C, nohup a terminal that goes away, and so would
+# the commands that are tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
