@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -177,3 +180,38 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def _started(number: int, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    command = subprocess.Popen(
+        [*torchrun, "-m", "sertool", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    with command:
+        try:
+            yield command
+        finally:
+            command.terminate()  # torchrun ends those it has started
+
+
+@pytest.fixture
+def started() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
+    """``started(2, "train", ...)`` starts ``sertool`` in several processes on the CPU, and ends them."""
+    return _started
+
+
+@pytest.fixture
+def run_in() -> Callable[..., tuple[int, str, str]]:
+    """``run_in(2, "train", ...)`` gives exit code, stdout and stderr of ``sertool`` in several processes."""
+
+    def run(number: int, *arguments: object) -> tuple[int, str, str]:
+        with _started(number, *arguments) as command:
+            out, err = command.communicate(timeout=120)
+        return command.returncode, out, err
+
+    return run

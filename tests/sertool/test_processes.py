@@ -7,10 +7,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,31 +32,6 @@ from sertool.teacher.embed import embed_manifest, load_embeddings
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 LIMIT_S = 120.0
-
-
-@contextmanager
-def started(number: int, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Start ``sertool`` in several processes on the CPU, and end them."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    command = subprocess.Popen(
-        [*torchrun, "-m", "sertool", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    with command:
-        try:
-            yield command
-        finally:
-            command.terminate()  # torchrun ends those it has started
-
-
-def run_in(number: int, *arguments: object) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr."""
-    with started(number, *arguments) as command:
-        out, err = command.communicate(timeout=LIMIT_S)
-    return command.returncode, out, err
 
 
 def assert_one_line(outcome: tuple[int, str, str], message: str) -> None:
@@ -120,7 +93,7 @@ def stop_after(epoch: int) -> Callable[[EpochReport], None]:
 
 
 def test_a_run_in_several_processes_is_that_of_one_also_when_it_lost_one_and_goes_on_in_more(
-    tones: Any, tmp_path: Path
+    tones: Any, tmp_path: Path, started: Any, run_in: Any
 ) -> None:
     recipe = tones.recipe(
         graph=True,
@@ -171,7 +144,7 @@ def test_a_run_in_several_processes_is_that_of_one_also_when_it_lost_one_and_goe
     assert_close(several, one, 0.02)  # of a bias that has hardly left 0
 
 
-def test_what_fails_in_one_process_ends_all_with_one_line(own_tones: Any, tmp_path: Path) -> None:
+def test_what_fails_in_one_process_ends_all_with_one_line(own_tones: Any, tmp_path: Path, run_in: Any) -> None:
     clip = own_tones.folder / "bea-joy-1.wav"
     clip.write_bytes(clip.read_bytes()[:20])
     file = write(own_tones.recipe(), tmp_path)
@@ -180,7 +153,7 @@ def test_what_fails_in_one_process_ends_all_with_one_line(own_tones: Any, tmp_pa
     assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
-def test_processes_share_the_clips_of_an_embedding_out(tones: Any, tmp_path: Path) -> None:
+def test_processes_share_the_clips_of_an_embedding_out(tones: Any, tmp_path: Path, run_in: Any) -> None:
     fit(tones.recipe(network__width=0.125, training__epochs=1), tmp_path / "teacher")
     one = embed_manifest(load_manifest(tones.manifest), load_run_teacher(tmp_path / "teacher"), tmp_path / "one")
     two = tmp_path / "two"
@@ -254,4 +227,7 @@ def test_a_command_of_one_process_is_refused_in_several(sertool: Any, monkeypatc
     monkeypatch.setattr(processes, "first_to_fail", lambda: True)
     outcome = sertool("evaluate", "run")
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err == "sertool: sertool evaluate: runs in one process, without torchrun; in several: train, embed\n"
+    assert (
+        outcome.err
+        == "sertool: sertool evaluate: runs in one process, without torchrun; in several: train, embed, teacher\n"
+    )

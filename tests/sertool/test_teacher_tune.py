@@ -696,3 +696,55 @@ def test_a_tuned_encoder_is_not_tuned_again(
         with pytest.raises(UsageError, match="was tuned, and only the whole teacher knows on whom"):
             tune(settings(encoder=str(tuned / source)), tmp_path / "teacher")
     assert not (tmp_path / "teacher").exists()
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tune_in_two(
+    tones: Any, split: Path, run_in: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> Callable[[Path], Path]:
+    """Return a function that tunes an encoder in two processes, as the settings ``BRIEF`` say."""
+
+    def in_two(encoder: Path) -> Path:
+        options = ["--encoder", encoder, "--manifest", tones.manifest, "--split", split, "--corpus", "tones"]
+        for name, value in {"seconds": WINDOW / 16000, "threads": 1, **BRIEF}.items():
+            options += [f"--{name.replace('_', '-')}", value]
+        code, out, err = run_in(2, "teacher", "tune", *options, "-o", tmp_path / "two")
+        assert code == 0, err
+        assert out.count("tuned; now run: sertool embed") == 1
+        assert [line for line in err.splitlines() if line.endswith("in fp32, 2 processes")]
+        return tmp_path / "two"
+
+    return in_two
+
+
+BRIEF = {"epochs": 2, "batch_size": 47, "learning_rate": 1e-4}
+"""Of 48 clips, so the last batch has one."""
+
+
+@pytest.mark.slow
+def test_several_processes_tune_the_teacher_of_one(
+    settings: Callable[..., TuningSettings],
+    small_encoder: Callable[..., Path],
+    tune_in_two: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    two, one = tune_in_two(small_encoder("whisper")), tmp_path / "one"
+    tune(settings(**BRIEF), one)
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, two)]
+    assert names[0] == names[1]
+    ours, theirs = weights_of(two), weights_of(one)
+    assert max(float((ours[name] - tensor).norm() / tensor.norm()) for name, tensor in theirs.items()) < 1e-4
+    assert read_metrics(two).keys() == read_metrics(one).keys() == {"validation", "test"}
+
+
+@pytest.mark.slow
+def test_several_processes_leave_out_other_layers(
+    small_encoder: Callable[..., Path], tune_in_two: Callable[[Path], Path]
+) -> None:
+    tuned = weights_of(tune_in_two(small_encoder("wav2vec2", dropout=0.5)))
+    before = safetensors.torch.load_file(small_encoder("wav2vec2", dropout=0.5) / "model.safetensors")
+    moved = [not torch.equal(tuned[f"model.safetensors {name}"], tensor) for name, tensor in before.items()]
+    assert sum(moved) > 10

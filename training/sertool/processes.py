@@ -139,6 +139,32 @@ def _add_up(values: Tensor) -> None:
         raise SerError("another process of this command has ended, so all do; see what torchrun says of it") from error
 
 
+def own_rows(rows: int) -> slice:
+    """Return which of so many rows this process computes; with fewer rows than processes it may have none.
+
+    Example:
+        >>> own_rows(7)
+        slice(0, 7, None)
+    """
+    first, end = (rows * number // count() for number in (rank(), rank() + 1))
+    return slice(first, end)
+
+
+def together(own: Tensor, rows: int) -> Tensor:
+    """Return the rows (rows, C) of all processes, of which this one has computed its :func:`own_rows` (n, C).
+
+    Example:
+        >>> together(torch.ones(7, 2), rows=7).shape
+        torch.Size([7, 2])
+    """
+    if count() == 1:
+        return own
+    place = own_rows(rows)
+    padded = functional.pad(own, (0, 0, place.start, rows - place.stop))
+    whole: Tensor = _Sum.apply(padded)  # type: ignore[no-untyped-call]
+    return whole
+
+
 def pool(network: Student, batch: Batch) -> Tensor:
     """Return the pooled features (B, C) of a batch, of which each process computes its own rows.
 
@@ -157,18 +183,16 @@ def pool(network: Student, batch: Batch) -> Tensor:
     """
     if count() == 1:
         return network.pool(batch.inputs, batch.skip, batch.features)
-    rows = len(batch.inputs)
-    first, end = (rows * number // count() for number in (rank(), rank() + 1))
-    features = None if batch.features is None else batch.features[first:end]
+    own = own_rows(len(batch.inputs))
+    features = None if batch.features is None else batch.features[own]
     state = _random_state(batch.inputs.device)
-    pooled = network.pool(batch.inputs[first:end], batch.skip, features)
+    pooled = network.pool(batch.inputs[own], batch.skip, features)
     if not torch.equal(_random_state(batch.inputs.device), state):
         raise UsageError(
             f"{type(network).__name__} draws random numbers before pooling, others in every process, so several do not "
             "train as one does; train it in one process"
         )
-    together: Tensor = _Sum.apply(functional.pad(pooled, (0, 0, first, rows - end)))  # type: ignore[no-untyped-call]
-    return together
+    return together(pooled, len(batch.inputs))
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -188,10 +212,14 @@ def backward(loss: Tensor, weights: Sequence[Tensor]) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return
     (loss / count()).backward()  # type: ignore[no-untyped-call]
+    reached = _summed(torch.tensor([float(weight.grad is not None) for weight in weights], device=loss.device))
+    weights = [weight for weight, processes in zip(weights, reached.tolist(), strict=True) if processes]
+    for weight in weights:  # a process may have dropped a layer that another has not
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     # At once: every message costs its way, whatever its length.
-    together = _summed(torch.cat([gradient.flatten() for gradient in gradients]))
-    parts = torch.split(together, [gradient.numel() for gradient in gradients])
+    summed = _summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = torch.split(summed, [gradient.numel() for gradient in gradients])
     for gradient, new in zip(gradients, parts, strict=True):
         gradient.copy_(new.view_as(gradient))
 

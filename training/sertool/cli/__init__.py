@@ -32,7 +32,7 @@ from sertool.cli import (
 SEVERAL = int(os.environ.get("WORLD_SIZE") or 1) > 1
 """Whether torchrun has started more processes of this command than this one."""
 
-TOGETHER = ("train", "embed")
+TOGETHER = ("train", "embed", "teacher")
 """Commands that several processes run as one."""
 
 app = typer.Typer(

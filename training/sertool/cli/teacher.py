@@ -85,6 +85,8 @@ def tune(
       sertool teacher tune --encoder whisper-base-encoder --layer 3 --freeze all --manifest ravdess.csv -o frozen
 
       sertool teacher tune --encoder whisper-base-encoder --layer 4 --freeze 2 --epochs 10 --manifest ravdess.csv
+
+      torchrun --standalone --nproc_per_node 8 -m sertool teacher tune --encoder facebook/wav2vec2-base
     """
     from sertool.run import read_metrics
     from sertool.teacher.tune import tune

@@ -24,6 +24,7 @@ from torch.nn import functional
 from edge_runtime.errors import AudioError, SerError, UsageError
 from edge_runtime.frontend import FloatArray, tile_or_cut
 from edge_runtime.recognizer import softmax
+from sertool import processes
 from sertool.corpora.adapters import CORPORA
 from sertool.corpora.manifest import Manifest, load_manifest
 from sertool.corpora.splits import PARTS, Split, load_fold, load_split, training_labels
@@ -36,6 +37,9 @@ from sertool.metrics import confusion_matrix, unweighted_average_recall
 from sertool.run import ClipRecord, changed_clip, describe_clips, describe_environment, read_trained, save_trained
 from sertool.teacher.encoder import SpeechEncoder, load_encoder, refuse_tuned
 from sertool.teacher.tuned import Heads, TuningSettings, read_tuning, save_heads, write_tuning
+
+RESUME = "resume.safetensors"
+"""In a teacher's folder, until its last epoch."""
 
 FROZEN_HEAD_LEARNING_RATE = 3e-4
 """Of the heads above frozen blocks: the paper's 3e-5 is made for an encoder that follows them as a whole. Of 3e-5,
@@ -158,7 +162,9 @@ def tune(
 ) -> bool:
     """Tune a teacher into a folder; go on from where an earlier call was interrupted.
 
-    The last epoch is the result. Validation and test speakers are only ever predicted.
+    The last epoch is the result. Validation and test speakers are only ever predicted. Several processes (see
+    :mod:`sertool.processes`) share every batch out: an encoder without dropout is tuned as in one, but for rounding;
+    one with dropout draws other masks.
 
     Args:
         settings: with absolute paths.
@@ -198,44 +204,40 @@ def tune(
     torch.manual_seed(settings.seed)
     network = TeacherNetwork(encoder, len(labels), settings.freeze).to(device)
     optimizer = _optimizer(network, settings)
+    writes = processes.rank() == 0
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        data = TuningSet(
-            _prepare(network, manifest, settings, on_prepare),
-            torch.tensor([labels.index(clip.label) if clip.label in labels else -1 for clip in manifest.clips]),
-        )
-        _start_folder(folder, settings, labels, encoder, split, trained)
-        resume = folder / "resume.safetensors"
-        reports = load_resume(resume, optimizer, network.state())
+        data = _tuning_set(network, manifest, labels, settings, on_prepare)
+        reports = load_resume(folder / RESUME, optimizer, network.state())
+        processes.barrier()  # all have read what the folder holds
+        if writes:
+            _start_folder(folder, settings, labels, encoder, split, trained)
         if settings.freeze != "none" and not reports:  # in the paper, which freezes no block, FC1 sees raw activations
             network.standardize(data.batches(trained_rows, device))
         if on_start:
             on_start(
                 f"{len(trained_rows)} clips, {len(labels)} labels; {encoder.name} up to layer {encoder.layer}, "
                 f"{network.trained_weights:,} weights on {device.type} in {precision}"
+                + (f", {processes.count()} processes" if processes.count() > 1 else "")
                 + (f"; goes on after epoch {len(reports)}" if reports else "")
             )
+        held_out = [] if "validation" in settings.parts else rows["validation"]
         for epoch in range(len(reports), settings.epochs):
-            started = time.perf_counter()
-            loss = _epoch(epoch, network, optimizer, data, trained_rows, settings, autocast)
-            held_out = [] if "validation" in settings.parts else rows["validation"]
-            uar = _uar(network, data, held_out) if held_out else None
-            report = TuningReport(epoch + 1, settings.epochs, loss, uar, time.perf_counter() - started)
+            report = _epoch(epoch, network, optimizer, data, trained_rows, held_out, settings, autocast)
             reports.append(asdict(report))
-            save_resume(resume, optimizer, network.state(), reports)
-            save_history(folder / "history.csv", reports)
+            if writes:
+                save_resume(folder / RESUME, optimizer, network.state(), reports)
+                save_history(folder / "history.csv", reports)
             if on_epoch:
                 on_epoch(report)
-        for part in PARTS:
-            if rows[part] and part not in settings.parts:
-                predictions = _predictions(
-                    labels, manifest, rows[part], data.targets, _logits(network, data, rows[part])
-                )
-                save_evaluation(folder, part, predictions, split.hash)
+        if writes:
+            unseen = {part: rows[part] for part in PARTS if rows[part] and part not in settings.parts}
+            _save_evaluations(folder, network, data, labels, manifest, unseen, split)
+            _finish(folder, network, settings, labels)
     finally:
         torch.set_num_threads(threads)
-    _finish(folder, network, settings, labels)
+    processes.barrier()  # the teacher is whole for all
     return True
 
 
@@ -260,34 +262,61 @@ class TuningSet:
         return (self.batch(rows[start : start + size], device) for start in range(0, len(rows), size))
 
 
+def _tuning_set(
+    network: TeacherNetwork,
+    manifest: Manifest,
+    labels: tuple[str, ...],
+    settings: TuningSettings,
+    progress: Progress | None,
+) -> TuningSet:
+    with processes.zero_first():  # which computes what the others read
+        inputs = _prepare(network, manifest, settings, progress)
+    targets = [labels.index(clip.label) if clip.label in labels else -1 for clip in manifest.clips]
+    return TuningSet(inputs, torch.tensor(targets))
+
+
 def _epoch(
     epoch: int,
     network: TeacherNetwork,
     optimizer: torch.optim.Optimizer,
     data: TuningSet,
     rows: Sequence[int],
+    held_out: Sequence[int],
     settings: TuningSettings,
     autocast: torch.autocast,
-) -> float:
-    """Train for one epoch and return the mean loss."""
+) -> TuningReport:
+    """Train on rows for one epoch, and predict those held out."""
+    started = time.perf_counter()
     order = np.random.default_rng([settings.seed, epoch]).permutation(rows).tolist()
-    seed = int(np.random.default_rng([settings.seed, epoch, 1]).integers(2**32))
+    # Other clips, other masks: process 0 draws those of a tuning in one process.
+    seed = int(np.random.default_rng([settings.seed, epoch, 1 + processes.rank()]).integers(2**32))
     torch.manual_seed(seed)  # dropout
     np.random.seed(seed)  # SpecAugment: transformers draws its masks from numpy's global generator
     network.train()
     device, total = network.encoder.device, 0.0
+    weights = [weights for group in optimizer.param_groups for weights in group["params"]]
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         with autocast:
-            logits = network(data.batch(batch, device))
+            logits = _shared_logits(network, data, batch)
         loss = functional.cross_entropy(logits.float(), data.targets[batch].to(device))
         if not math.isfinite(loss.item()):
             raise SerError(f"tuning diverged in epoch {epoch + 1}: the loss is {loss.item()}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        processes.backward(loss, weights)
         optimizer.step()
         total += loss.item() * len(batch)
-    return total / len(order)
+    uar = _uar(network, data, held_out) if held_out else None
+    return TuningReport(epoch + 1, settings.epochs, total / len(order), uar, time.perf_counter() - started)
+
+
+def _shared_logits(network: TeacherNetwork, data: TuningSet, batch: Sequence[int]) -> Tensor:
+    """Return the logits (B, classes) of a batch, of which each process computes its own rows."""
+    device = network.encoder.device
+    if len(batch) < processes.count():  # not every encoder takes no row at all
+        whole: Tensor = network(data.batch(batch, device))
+        return whole
+    return processes.together(network(data.batch(batch[processes.own_rows(len(batch))], device)), len(batch))
 
 
 @torch.inference_mode()
@@ -301,6 +330,21 @@ def _uar(network: TeacherNetwork, data: TuningSet, rows: Sequence[int]) -> float
     logits = _logits(network, data, rows)
     confusion = confusion_matrix(data.targets[rows].numpy(), logits.argmax(axis=1), logits.shape[1])
     return unweighted_average_recall(confusion)
+
+
+def _save_evaluations(
+    folder: Path,
+    network: TeacherNetwork,
+    data: TuningSet,
+    labels: tuple[str, ...],
+    manifest: Manifest,
+    unseen: dict[str, list[int]],
+    split: Split,
+) -> None:
+    """Keep what the tuned network answers for the parts that it was not tuned on."""
+    for part, rows in unseen.items():
+        predictions = _predictions(labels, manifest, rows, data.targets, _logits(network, data, rows))
+        save_evaluation(folder, part, predictions, split.hash)
 
 
 def _predictions(
@@ -402,7 +446,7 @@ def _finish(folder: Path, network: TeacherNetwork, settings: TuningSettings, lab
         record["tuned"] = {"weights_sha256": saved.weights_hash, "settings_sha256": saved.settings_hash}
     write_tuning(folder, settings, labels, record)
     save_heads(folder / "heads.safetensors", network.folded_heads())
-    (folder / "resume.safetensors").unlink(missing_ok=True)
+    (folder / RESUME).unlink(missing_ok=True)
 
 
 def _refuse_other_use(folder: Path) -> None:
