@@ -1,7 +1,7 @@
 """Where an epoch of training goes, and how much of what the processor can do is reached.
 
-Peak is what a large product of float32 matrices reaches with the same number of threads. Other work on the machine
-takes from both; the better of several rounds counts.
+Peak is what a large product of matrices reaches in the training's precision with the same number of threads. Other work
+on the machine takes from both; the better of several rounds counts.
 
     python tools/profile_epoch.py device.toml
     python tools/profile_epoch.py device.toml --set network.width=0.5 --set training.threads=1 --json
@@ -27,7 +27,7 @@ from sertool.batches import training_inputs
 from sertool.cli.train import with_absolute_paths
 from sertool.corpora.manifest import load_manifest
 from sertool.corpora.splits import load_fold
-from sertool.fit import EpochReport, fit
+from sertool.fit import EpochReport, fit, precision_of
 from sertool.networks import build_network
 from sertool.recipe import Recipe, load_recipe
 
@@ -61,7 +61,8 @@ def measure(recipe: Recipe) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
         epochs = train(recipe)
     operations = counter.get_total_flops() / len(epochs)
-    peak = 2 * MATRIX**3 / best_of(lambda square: square @ square, torch.rand(MATRIX, MATRIX))
+    dtype = torch.bfloat16 if precision_of(recipe, torch.device("cpu")) == "bf16" else torch.float32
+    peak = 2 * MATRIX**3 / best_of(lambda square: square @ square, torch.rand(MATRIX, MATRIX, dtype=dtype))
     return {
         "seconds an epoch": seconds,
         "of these, batches and augmentation": batch_seconds(recipe),

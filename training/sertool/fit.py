@@ -163,7 +163,7 @@ def fit(
 
     training = recipe.training
     device = choose_device(training.device)
-    precision = _precision(recipe, device)
+    precision = precision_of(recipe, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     network = _network(recipe, labels, start, device)
     with processes.zero_first():  # which computes spectrograms that the others read
@@ -539,7 +539,8 @@ def _look_up(
     return compared[place[rows]], present.float()
 
 
-def _precision(recipe: Recipe, device: torch.device) -> str:
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """Return in which precision a recipe's network is computed in training: bf16 or fp32."""
     if recipe.training.precision != "auto":
         return recipe.training.precision
     if recipe.training.quantization_aware:
