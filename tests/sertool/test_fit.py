@@ -299,7 +299,7 @@ CAUSAL = {"network__name": "cnn6", "network__width": 0.125, "network__time_paddi
 
 @pytest.mark.parametrize("context", [0.0, 1.0])
 def test_the_features_of_the_context_are_not_averaged(tones: Any, tmp_path: Path, context: float) -> None:
-    one_step = {"training__epochs": 1, "training__batch_size": 48, "training__precision": "fp32"}
+    one_step = {"training__epochs": 1, "training__batch_size": 48}
     fit(tones.recipe(**CAUSAL, **one_step, training__context=context), tmp_path / "run")
 
     manifest, front_end = load_manifest(tones.manifest), FrontEnd()
@@ -315,6 +315,16 @@ def test_the_features_of_the_context_are_not_averaged(tones: Any, tmp_path: Path
         logits, torch.tensor([["anger", "joy", "sadness"].index(c.label) for c in clips])
     )
     assert history(tmp_path / "run")[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_bfloat16_trains_what_float32_does_but_for_rounding(tones: Any, tmp_path: Path) -> None:
+    losses, said = [], []
+    for precision in ("fp32", "bf16"):
+        recipe = tones.recipe(**CAUSAL, training__precision=precision, training__epochs=3)
+        fit(recipe, tmp_path / precision, on_start=said.append)
+        assert said[-1].endswith(f" in {precision}")
+        losses.append([float(row["loss"]) for row in history(tmp_path / precision)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
 def test_a_share_of_the_steps_has_context_and_none_of_the_papers_padding(tones: Any, tmp_path: Path) -> None:

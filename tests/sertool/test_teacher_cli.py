@@ -48,7 +48,7 @@ def tune(tones: Any, encoder: Path, sertool: Callable[..., Any], tmp_path: Path)
     basis = [
         "--encoder", encoder, "--manifest", tones.manifest, "--split", tmp_path / "split.json", "--layer", 1,
         "--freeze", "all", "--head-learning-rate", 1e-2, "--epochs", 2, "--seconds", 0.6, "--threads", 1,
-        "-o", tmp_path / "teacher",
+        "--precision", "fp32", "-o", tmp_path / "teacher",
     ]  # fmt: skip
     return lambda *options: sertool("teacher", "tune", *basis, *options)
 

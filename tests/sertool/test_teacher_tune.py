@@ -89,7 +89,7 @@ def settings(tones: Any, small_encoder: Callable[..., Path], split: Path) -> Cal
         content = {
             "encoder": str(small_encoder(kind, **(small or {}))), "manifest": str(tones.manifest),
             "split": str(split), "corpus": "tones", "epochs": 3, "learning_rate": 1e-3,
-            "window_samples": WINDOW, "threads": 1,
+            "window_samples": WINDOW, "threads": 1, "precision": "fp32",
         }  # fmt: skip
         return parse_settings(content | values)
 
@@ -709,7 +709,7 @@ def tune_in_two(
 
     def in_two(encoder: Path) -> Path:
         options = ["--encoder", encoder, "--manifest", tones.manifest, "--split", split, "--corpus", "tones"]
-        for name, value in {"seconds": WINDOW / 16000, "threads": 1, **BRIEF}.items():
+        for name, value in {"seconds": WINDOW / 16000, "threads": 1, "precision": "fp32", **BRIEF}.items():
             options += [f"--{name.replace('_', '-')}", value]
         code, out, err = run_in(2, "teacher", "tune", *options, "-o", tmp_path / "two")
         assert code == 0, err

@@ -56,6 +56,12 @@ def start() -> None:
     )
 
 
+def end() -> None:
+    """Leave the other processes. A connection left to the interpreter's end now and then aborts it there."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @cache
 def _store() -> Any:
     """Return what the processes share besides their tensors; torchrun keeps it, so it outlives each of them."""

@@ -91,6 +91,8 @@ def main() -> None:
         kept = sys.argv[1:2] in (["train"], ["embed"], ["teacher"], ["paper"], ["robustness"])
         advice = "; the same command goes on from here" if kept else ""
         _fail(f"interrupted{advice}", code)
+    if SEVERAL:
+        _leave_processes()
     sys.exit(code)
 
 
@@ -106,6 +108,12 @@ def _join_processes() -> None:
     if processes.rank():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         STATUS.quiet = True
+
+
+def _leave_processes() -> None:
+    from sertool import processes
+
+    processes.end()
 
 
 def _first_to_fail() -> bool:
