@@ -2,10 +2,11 @@
 
 What is rounded, and how, is what :func:`sertool.export.quantize.quantize` makes of the same network: activations to
 unsigned 8 bits by one range a tensor (the steps of what is summed in float a little coarser, as there), weights to 7
-bits by one scale an output channel, the layer that makes the logits not at all. Gradients pass the rounding as if it
-were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al., 2018). What is learnt is to give the
-logits that the network gave before, on the same augmented clips: its labels it knows by heart, and a file is held to
-what was trained, not to the labels (so the loss of any distillation: Hinton et al., 2015; here squared differences).
+bits by one scale an output channel, the layer that makes the logits not at all. Weights go to the nearest step, not
+together as in :mod:`sertool.export.rounding`, which leaves alone what lies on a step. Gradients pass the rounding as if
+it were not there (the straight-through estimator: Bengio et al., 2013; Jacob et al., 2018). What is learnt is to give
+the logits that the network gave before, on the same augmented clips: its labels it knows by heart, and a file is held
+to what was trained, not to the labels (so the loss of any distillation: Hinton et al., 2015; here squared differences).
 
 Batch normalisation needs no folding here. After training it only scales and shifts a channel, and a symmetric scale of
 its own for each channel rounds the scaled weights as it rounds the weights.
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from edge_runtime.errors import UsageError
 from edge_runtime.frontend import FloatArray
 from sertool.export.quantize import step_of_exact_sum, step_of_term
+from sertool.export.rounding import WEIGHT_LIMIT
 
 LAYERS = (torch.conv2d, functional.linear)
 """What has weights."""
@@ -34,9 +36,6 @@ SUMS = (torch.Tensor.add, torch.add)
 
 AVERAGES = (torch.Tensor.mean, torch.mean, functional.adaptive_avg_pool2d)
 """Averages over feature maps (B, C, T, F): computed in float, but of the 8-bit output of the layer before them."""
-
-WEIGHT_LIMIT = 64
-"""Weights are rounded to -64 ... 64: see :func:`sertool.export.quantize.quantize` on why not to -127 ... 127."""
 
 SMALLEST = torch.finfo(torch.float32).tiny
 

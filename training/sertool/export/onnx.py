@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +76,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name.
+
+    Example:
+        >>> attributes_of(helper.make_node("Gemm", ["a", "b"], ["c"], transB=1))
+        {'transB': 1}
+    """
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _fold_pads(model: ModelProto) -> None:

@@ -26,6 +26,7 @@ from edge_runtime.frontend import FloatArray
 from sertool.audio import content_hash
 from sertool.corpora.manifest import Clip
 from sertool.export.onnx import INPUT, MIN_FRAMES, OUTPUT, quiet
+from sertool.export.rounding import round_weights
 from sertool.run import Run
 
 SHORT_WINDOWS = (1.0, 1.0, 0.5, 1.0, 1.0, 0.25)
@@ -109,9 +110,10 @@ def quantize(model: ModelProto, windows: Iterable[FloatArray]) -> ModelProto:
     Activations are unsigned, because onnxruntime runs signed ones partly in float on x86, and ARM has kernels for
     both. Weights are signed, with one scale a channel, and use 7 of their 8 bits: x86 without VNNI adds two products in
     16 bits, where full 8-bit weights overflow silently (measured on a MobileNet-15: 7 dB instead of 31), and a file
-    must give one answer on desk and board. The layer that makes the logits stays float: it holds a few hundred
-    weights a class, and a logit beyond the range seen in calibration would be clipped, the largest error of all.
-    The file answers the same on every processor, see :func:`_agree_everywhere`.
+    must give one answer on desk and board; how they are rounded says :mod:`sertool.export.rounding`. The layer that
+    makes the logits stays float: it holds a few hundred weights a class, and a logit beyond the range seen in
+    calibration would be clipped, the largest error of all. The file answers the same on every processor, see
+    :func:`_agree_everywhere`.
 
     Args:
         model: what :func:`sertool.export.onnx.to_onnx` returns; left as it is.
@@ -120,12 +122,13 @@ def quantize(model: ModelProto, windows: Iterable[FloatArray]) -> ModelProto:
     Returns:
         a checked model with the same input and output.
     """
+    windows = list(windows)
     logits_layer = [node.name for node in model.graph.node if OUTPUT in node.output]
     onnxruntime.set_default_logger_severity(4)
     with tempfile.TemporaryDirectory() as folder, quiet():
         # By files, because the quantizer moves the weights of a model in memory to a file that it then deletes.
         source, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
+        onnx.save(round_weights(model, windows), source)
         quantize_static(
             source,
             path,

@@ -15,7 +15,6 @@ import base64
 import json
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +23,7 @@ from onnx.utils import Extractor
 
 from edge_runtime.backends import STREAM_KEY, Backend, StreamBackend
 from edge_runtime.frontend import FloatArray
-from sertool.export.onnx import INPUT, MIN_FRAMES, OUTPUT
+from sertool.export.onnx import INPUT, MIN_FRAMES, OUTPUT, attributes_of
 from sertool.export.parity import ExportError
 
 FEATURES = "features"
@@ -257,7 +256,7 @@ def _means(graph: GraphProto) -> dict[str, list[int]]:
     return {
         node.output[0]: numpy_helper.to_array(constants[node.input[1]]).tolist()
         for node in graph.node
-        if node.op_type == "ReduceMean" and node.input[-1] in constants and not _attributes(node).get("keepdims", 1)
+        if node.op_type == "ReduceMean" and node.input[-1] in constants and not attributes_of(node).get("keepdims", 1)
     }
 
 
@@ -331,7 +330,7 @@ class _Trunk:
         """Give a convolution or a pooling its past in place of its padding in time."""
         op, given = _time_op(node), self.timing[node.input[0]]
         node.input[0] = self._with_past(node.input[0], op.past(given), op.held_back(given))
-        _, left, _, right = _attributes(node).get("pads", (0, 0, 0, 0))
+        _, left, _, right = attributes_of(node).get("pads", (0, 0, 0, 0))
         _set(node, "pads", [0, left, 0, right])
         self._put(node, op.timing(given))
 
@@ -439,17 +438,13 @@ def _needed(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
 
 
 def _time_op(node: NodeProto) -> TimeOp:
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     if attributes.get("ceil_mode") or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise ExportError(f"the network cannot stream: its {node.op_type} rounds its window up; use --form window")
     dilation, stride, padding = (
         attributes.get(name, (default,))[0] for name, default in (("dilations", 1), ("strides", 1), ("pads", 0))
     )
     return TimeOp(dilation * (attributes["kernel_shape"][0] - 1) + 1, stride, padding)
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _set(node: NodeProto, name: str, value: list[int]) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge_runtime.errors import SerError
+from sertool.export.onnx import attributes_of
 
 Array = NDArray[Any]
 
@@ -345,7 +346,7 @@ def _channels_last(graph: onnx.GraphProto) -> set[str]:
     names = set()
     for node in graph.node:
         if node.op_type == "Transpose":
-            order = tuple(_attributes(node)["perm"])
+            order = tuple(attributes_of(node)["perm"])
             names |= {node.output[0]} if order == CHANNELS_LAST[4] else set()
             names |= {node.input[0]} if order == CHANNELS_FIRST else set()
     return names
@@ -375,10 +376,6 @@ def _propagate(graph: onnx.GraphProto, dtypes: Mapping[str, int]) -> dict[str, Q
             return found
 
 
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 # --- one function an operator ----------------------------------------------------------------------------------------
 
 
@@ -402,7 +399,7 @@ def _quantize(graph: _Lowering, node: NodeProto) -> None:
 
 
 def _cast(graph: _Lowering, node: NodeProto) -> None:
-    if node.input[0] not in graph.constants or _attributes(node)["to"] != TensorProto.FLOAT:
+    if node.input[0] not in graph.constants or attributes_of(node)["to"] != TensorProto.FLOAT:
         raise graph.refuse(node, "something else than constants to float32")
     graph.constants[node.output[0]] = graph.constants[node.input[0]]
 
@@ -411,7 +408,7 @@ def _rename(graph: _Lowering, node: NodeProto) -> None:
     """Let a tensor have two names: an identity, or a transposition between the orders of axes."""
     source, output = node.input[0], node.output[0]
     if node.op_type == "Transpose" and not {source, output} & graph.channels_last:
-        raise graph.refuse(node, f"the order {_attributes(node)['perm']}")
+        raise graph.refuse(node, f"the order {attributes_of(node)['perm']}")
     if source in graph.dequantized:
         graph.dequantized[output] = graph.dequantized[source]
     else:
@@ -419,7 +416,7 @@ def _rename(graph: _Lowering, node: NodeProto) -> None:
 
 
 def _conv(graph: _Lowering, node: NodeProto) -> None:
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     weights = graph.constants[node.input[1]].values
     channels, per_group = weights.shape[:2]
     depthwise = 1 < attributes.get("group", 1) == channels and per_group == 1
@@ -445,7 +442,7 @@ def _write_conv(
         options.depthMultiplier = 1
     else:
         options, name, order, axis = schema.Conv2DOptionsT(), "CONV_2D", (0, 2, 3, 1), 0
-    options.strideH, options.strideW = _attributes(node).get("strides", (1, 1))
+    options.strideH, options.strideW = attributes_of(node).get("strides", (1, 1))
     options.fusedActivationFunction = activation
     options.dilationHFactor = options.dilationWFactor = 1
     padded, options.padding = _pad(graph, node, source)
@@ -465,7 +462,7 @@ def _packed_bands(graph: _Lowering, node: NodeProto, source: str, output: str) -
         None where the input has other channels, or no fewer products would be left.
     """
     weights = graph.constants[node.input[1]]
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     left, stride = attributes.get("pads", (0, 0))[1], attributes.get("strides", (1, 1))
     channels, _, frames, bands = weights.values.shape
     (_, given_frames, given, one), (_, made_frames, made, _) = graph.shape(source), graph.shape(output)
@@ -504,7 +501,7 @@ def _reshape(graph: _Lowering, name: str, output: str) -> None:
 
 
 def _gemm(graph: _Lowering, node: NodeProto) -> None:
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     if attributes.get("alpha", 1) != 1 or attributes.get("beta", 1) != 1 or attributes.get("transA"):
         raise graph.refuse(node, "a factor or a transposed activation")
     integer, output, activation = graph.fused_output(node, *node.input[:2])
@@ -543,7 +540,7 @@ def _pad(graph: _Lowering, node: NodeProto, source: str) -> tuple[int, int]:
 
     TFLite's SAME puts zeros where ONNX wants them at stride 1 alone; elsewhere it depends on the length of the input.
     """
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise graph.refuse(node, "automatic padding")
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
@@ -561,7 +558,7 @@ def _pad(graph: _Lowering, node: NodeProto, source: str) -> tuple[int, int]:
 
 
 def _max_pool(graph: _Lowering, node: NodeProto) -> None:
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     integer, output, _ = graph.fused_output(node, node.input[0])
     if attributes.get("ceil_mode") or set(attributes.get("dilations", (1,))) != {1}:
         raise graph.refuse(node, "dilation or a ceiling")
@@ -605,7 +602,7 @@ def _concat(graph: _Lowering, node: NodeProto) -> None:
     integer, output, _ = graph.fused_output(node, *node.input)
     operands = [graph.read(graph.operand(name, integer)) for name in node.input]
     options = schema.ConcatenationOptionsT()
-    options.axis = _axis(graph, node.input[0], _attributes(node)["axis"])
+    options.axis = _axis(graph, node.input[0], attributes_of(node)["axis"])
     options.fusedActivationFunction = NONE
     graph.operator("CONCATENATION", operands, [graph.tensor(output)], options, version=2 if integer else 1)
 
@@ -633,7 +630,7 @@ def _mean(graph: _Lowering, node: NodeProto) -> None:
     dropped = [axis % len(order) for axis in graph.constants[node.input[1]].values.tolist()]
     kept = [axis for axis in order if axis not in dropped]
     expected = [sorted(kept)[at] for at in CHANNELS_LAST.get(len(kept), ())]
-    if kept != expected or _attributes(node).get("keepdims", 1):
+    if kept != expected or attributes_of(node).get("keepdims", 1):
         raise graph.refuse(node, "these axes")
     axes = np.array([order.index(axis) for axis in dropped], np.int32)
     operands = [graph.read(node.input[0]), graph.constant(f"{node.output[0]}_axes", axes)]
