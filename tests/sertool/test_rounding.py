@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
+from edge_runtime.errors import SerError
 from sertool.export.rounding import MAX_TERMS, WEIGHT_LIMIT, round_together, round_weights
 
 seeds = st.integers(0, 2**32 - 1)
@@ -152,3 +153,11 @@ def test_what_cannot_be_or_need_not_be_rounded_here_is_left(windows: list[np.nda
         if layer is logits:
             del model.graph.node[1]
         np.testing.assert_array_equal(weights_in(round_weights(model, windows)), weights.astype(np.float32))
+
+
+@pytest.mark.parametrize("weight", [1e38, np.nan])
+def test_a_network_that_overflows_is_refused(windows: list[np.ndarray], weight: float) -> None:
+    layer = helper.make_node("Conv", ["logmel", "weights"], ["features"], kernel_shape=[3, 3])
+    model = model_of(layer, np.full((1, 1, 3, 3), weight), ["batch", 1, "rows", "columns"])
+    with pytest.raises(SerError, match="logits without end on training clips; train it anew"):
+        round_weights(model, [1e3 * window for window in windows])

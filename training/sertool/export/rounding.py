@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edge_runtime.errors import SerError
 from edge_runtime.frontend import FloatArray
 from sertool.export.onnx import INPUT, OUTPUT, attributes_of
 
@@ -62,6 +63,9 @@ def round_weights(model: ModelProto, windows: Sequence[FloatArray]) -> ModelProt
     Returns:
         the same model, whose weights quantisation then rounds to themselves. The layer of the logits, and layers with
         more than :data:`MAX_TERMS` terms a sum, are left as they are.
+
+    Raises:
+        SerError: the network overflows.
     """
     rounded = ModelProto()
     rounded.CopyFrom(model)
@@ -159,7 +163,12 @@ def _moments(model: ModelProto, layers: Sequence[_Layer], windows: Sequence[Floa
     counts = np.zeros(len(layers))
     for window in windows:
         inputs = {INPUT: window[None, None]}
-        seen = inputs | dict(zip(read, session.run([OUTPUT, *read], inputs)[1:], strict=True))
+        logits, *values = session.run([OUTPUT, *read], inputs)
+        if not np.isfinite(logits).all():
+            raise SerError(
+                "the network gives logits without end on training clips; train it anew, at a lower learning rate"
+            )
+        seen = inputs | dict(zip(read, values, strict=True))
         for number, layer in enumerate(layers):
             patches = _patches(seen[layer.node.input[0]], layer, random)
             sums[number] += patches.transpose(0, 2, 1) @ patches
