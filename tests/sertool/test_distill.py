@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from edge_runtime.frontend import FrontEnd, log_mel
 from sertool.audio import content_hash
 from sertool.augment import Mixture
 from sertool.corpora.manifest import Clip, load_manifest
-from sertool.distill import HEADS, Distiller, TeacherView, fit_head, out_of_fold_logits, standardised
+from sertool.distill import HEADS, Distiller, TeacherView, fit_head, out_of_fold_logits
 from sertool.epochs import save_history
 from sertool.evaluate import evaluate_run
 from sertool.fit import EpochReport, fit
@@ -84,7 +86,8 @@ def test_standardised_is_the_scaler_of_scikit_learn(seed: int, clips: int) -> No
     vectors = np.random.default_rng(seed).normal(5, 3, size=(clips, 4)).astype(np.float32)
     vectors[:, 2] = 0.1  # a constant whose mean in floating point is another number
     expected = StandardScaler().fit_transform(vectors.astype(np.float64))
-    np.testing.assert_allclose(standardised(vectors), expected, atol=1e-5)
+    found = TeacherView.of(vectors, {}).standardised(range(clips))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def corpus(speakers: int, takes: int = 2) -> list[Clip]:
@@ -129,6 +132,49 @@ def test_a_label_that_one_speaker_alone_has_cannot_be_judged(speakers: int) -> N
         out_of_fold_logits(np.zeros((len(clips), 3), np.float32), clips, LABELS)
 
 
+HELD = """
+import sys
+from hashlib import sha256
+from pathlib import Path
+import numpy as np
+import safetensors.numpy
+import torch
+from sertool.corpora.manifest import Clip
+from sertool.distill import Distiller, TeacherView
+from sertool.files import write_json, write_text
+from sertool.recipe import Distillation
+from sertool.teacher.embed import load_embeddings
+
+folder, count, width = Path(sys.argv[1]) / sys.argv[2], int(sys.argv[2]), 4096
+folder.mkdir()
+contents = [sha256(bytes([row % 256, row // 256])).hexdigest() for row in range(count)]
+for start in range(0, count, 64):
+    part = b"".join(map(bytes.fromhex, contents[start : start + 64]))
+    tensors = {"contents": np.frombuffer(part, np.uint8).reshape(-1, 32), "vectors": np.ones((64, width), np.float32)}
+    safetensors.numpy.save_file(tensors, folder / f"vectors-{start}.safetensors")
+write_json(folder / "teacher.json", {"name": "ones", "identity": "ones", "dimension": width})
+write_text(folder / "index.csv", "\\n".join(["clip,content", *(f"{row},{c}" for row, c in enumerate(contents))]))
+del tensors
+view = TeacherView.of(load_embeddings(folder).rows, {})
+clips = [Clip(str(row), Path(str(row)), str(row % 7), "joy") for row in range(count)]
+distiller = Distiller(Distillation(embeddings="e", embedding_weight=1.0), view, clips, ["joy"], 8)
+for start in range(0, count, 64):
+    distiller.loss(torch.arange(start, start + 64), None, torch.zeros(64, 8), torch.zeros(64, 1))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["RssAnon"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_embeddings(tmp_path: Path) -> None:
+    def held(count: int) -> int:
+        command = [sys.executable, "-c", HELD, str(tmp_path), str(count)]
+        return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    few, many = held(128), held(8192)
+    assert many - few < 15e6, "of embeddings of 132 MB more"
+
+
 # --- the terms in a step -------------------------------------------------------------------------------------------
 
 
@@ -136,9 +182,8 @@ def test_a_label_that_one_speaker_alone_has_cannot_be_judged(speakers: int) -> N
 def batch() -> dict[str, Any]:
     torch.manual_seed(0)
     clips = corpus(3)
-    vectors = standardised(torch.randn(len(clips), 5).numpy())
     return {
-        "view": TeacherView(vectors, {}),
+        "view": TeacherView.of(torch.randn(len(clips), 5).numpy(), {}),
         "clips": clips,
         "rows": torch.tensor([4, 0, 7, 11]),
         "pooled": torch.randn(4, 6),
@@ -151,6 +196,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_on_mixed_targets(
     batch: dict[str, Any], mixture: Mixture | None
 ) -> None:
     view, clips, rows, pooled, logits = batch.values()
+    vectors = view.standardised(range(len(clips)))
     values = {"embedding_weight": 2.0, "relation_weight": 3.0, "logit_weight": 0.5, "temperature": 4.0}
 
     def taught(**values: float) -> tuple[Distiller, float]:
@@ -159,8 +205,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_on_mixed_targets(
         return distiller, distiller.loss(rows, mixture, pooled, logits).item()
 
     distiller, loss = taught(**values)
-    opinions = torch.from_numpy(softmax(out_of_fold_logits(view.vectors, clips, LABELS) / 4.0, axis=1))[rows]
-    embeddings = torch.from_numpy(view.vectors)[rows]
+    opinions = torch.from_numpy(softmax(out_of_fold_logits(vectors, clips, LABELS) / 4.0, axis=1))[rows]
+    embeddings = torch.from_numpy(vectors)[rows]
     if mixture:
         partner = [2, 3, 1, 0]
         opinions = 0.7 * opinions + 0.3 * opinions[partner]

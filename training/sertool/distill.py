@@ -8,7 +8,7 @@ own training clips by heart, and would only repeat their labels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,13 +41,38 @@ class TeacherView:
     """How a teacher sees the training clips.
 
     Attributes:
-        vectors: float32 (N, D), standardised over these clips.
+        vectors: float32 (D,) of each clip, which may be mapped from disk.
+        mean: float64 (D,), over these clips.
+        deviation: float64 (D,), of the vectors; 1 where they never change.
         record: for the run folder: ``teacher``, ``seen`` (speakers of the fold whom it was trained on, by part; None
             where nobody knows) and ``sha256`` of its embeddings of these clips.
     """
 
-    vectors: FloatArray
+    vectors: Sequence[FloatArray]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
     record: dict[str, Any]
+
+    @classmethod
+    def of(cls, vectors: Sequence[FloatArray], record: dict[str, Any]) -> TeacherView:
+        """Measure how vectors (N, D) are distributed, one by one: they may be more than memory holds."""
+        start = np.zeros(len(vectors[0]))
+        mean = sum((vector.astype(np.float64) for vector in vectors), start) / len(vectors)
+        variance = sum((np.square(vector - mean) for vector in vectors), start) / len(vectors)
+        return cls(vectors, mean, np.where(variance == 0, 1, np.sqrt(variance)), record)
+
+    def standardised(self, rows: Iterable[int]) -> FloatArray:
+        """Return the vectors of some clips, float32 (n, D), with mean 0 and deviation 1 over all clips.
+
+        Embeddings of speech models share a large common part, which would drown what tells clips apart. A dimension
+        that never changes is 0.
+
+        Example:
+            >>> TeacherView.of(np.array([[1, 5, 3], [3, 5, 7]], np.float32), {}).standardised([0, 1]).tolist()
+            [[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]
+        """
+        exact = (np.stack([self.vectors[row] for row in rows]) - self.mean) / self.deviation
+        return exact.astype(np.float32)
 
 
 def load_view(recipe: Recipe, manifest: Manifest, fold: Fold, rows: Sequence[int], allow_seen: bool) -> TeacherView:
@@ -70,30 +95,16 @@ def load_view(recipe: Recipe, manifest: Manifest, fold: Fold, rows: Sequence[int
     seen = embeddings.seen_speakers(manifest, fold)
     if not allow_seen:
         embeddings.refuse_seen(seen, recipe.data.parts, recipe.data.fold)
-    vectors = embeddings.of(replace(manifest, clips=tuple(manifest.clips[row] for row in rows)))
+    vectors = embeddings.rows_of(replace(manifest, clips=tuple(manifest.clips[row] for row in rows)))
+    digest = hashlib.sha256()
+    for vector in vectors:
+        digest.update(vector.tobytes())
     record = {
         "teacher": embeddings.teacher,
         "seen": None if embeddings.heard_audio is None else seen,
-        "sha256": hashlib.sha256(vectors.tobytes()).hexdigest(),
+        "sha256": digest.hexdigest(),
     }
-    return TeacherView(standardised(vectors), record)
-
-
-def standardised(vectors: FloatArray) -> FloatArray:
-    """Return vectors (N, D) with mean 0 and deviation 1 in every dimension; one that never changes becomes 0.
-
-    Embeddings of speech models share a large common part, which would drown what tells clips apart.
-
-    Example:
-        >>> standardised(np.array([[1, 5, 3], [3, 5, 7]], np.float32)).tolist()
-        [[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]
-    """
-    exact = vectors.astype(np.float64)
-    deviation = exact.std(0)
-    # The mean of equal numbers may differ from them in the last digit.
-    constant = np.ptp(exact, axis=0) == 0
-    scaled = (exact - exact.mean(0)) / np.where(constant, 1, deviation)
-    return np.where(constant, 0, scaled).astype(np.float32)
+    return TeacherView.of(vectors, record)
 
 
 def out_of_fold_logits(vectors: FloatArray, clips: Sequence[Clip], labels: Sequence[str]) -> FloatArray:
@@ -185,7 +196,6 @@ class Distiller(nn.Module):
         UsageError: see :func:`out_of_fold_logits`.
     """
 
-    embeddings: Tensor
     opinions: Tensor
 
     def __init__(
@@ -194,13 +204,13 @@ class Distiller(nn.Module):
         super().__init__()
         logits = np.zeros((len(clips), len(labels)), np.float32)
         if settings.logit_weight:
-            logits = out_of_fold_logits(view.vectors, clips, labels)
+            logits = out_of_fold_logits(view.standardised(range(len(clips))), clips, labels)
         self._settings = settings
+        self._view = view
         # What is made anew from the embeddings need not be kept to resume.
-        self.register_buffer("embeddings", torch.from_numpy(view.vectors), persistent=False)
         opinions = torch.from_numpy(logits / settings.temperature).softmax(1)
         self.register_buffer("opinions", opinions, persistent=False)
-        self.projection = nn.Linear(channels, view.vectors.shape[1])
+        self.projection = nn.Linear(channels, len(view.mean))
 
     def loss(self, rows: Tensor, mixture: Mixture | None, pooled: Tensor, logits: Tensor) -> Tensor:
         """Return the weighted sum of what the recipe distils, in float32.
@@ -212,7 +222,8 @@ class Distiller(nn.Module):
             logits: of the student (B, classes).
         """
         settings = self._settings
-        embeddings, opinions = self.embeddings[rows], self.opinions[rows]
+        embeddings = torch.from_numpy(self._view.standardised(rows.tolist())).to(pooled.device)
+        opinions = self.opinions[rows]
         if mixture:
             embeddings, opinions = mixture.mix(embeddings), mixture.mix(opinions)
         pooled, total = pooled.float(), torch.zeros((), device=pooled.device)

@@ -198,7 +198,7 @@ def _vectors(trained: TrainedGraph, embeddings: Sequence[Embeddings]) -> FloatAr
     for made in chain(embeddings, _beside(trained.run)):
         if fits(made, trained.run):
             row_of = {key: row for row, key in enumerate(made.keys)}
-            return made.vectors[[row_of[key] for key in trained.graph.keys]]
+            return np.stack([made.rows[row_of[key]] for key in trained.graph.keys])
     return None
 
 

@@ -88,7 +88,7 @@ def embed(
                 progress.update(task, advance=1, description=f"embedding{rate}")
 
     embeddings = embed_manifest(table, loaded, output, show)
-    count, dimension = embeddings.vectors.shape
+    count, dimension = len(embeddings.rows), len(embeddings.rows[0])
     computed = processes.total(computed)
     if json:
         print_json(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from edge_runtime.errors import AudioError, SerError, UsageError
 from edge_runtime.frontend import FloatArray
@@ -54,7 +54,7 @@ class Embeddings:
     Attributes:
         keys: name of each clip in the manifest they were made from, in its order.
         contents: SHA-256 of each clip's file and stretch, by which :meth:`of` finds it.
-        vectors: float32 (clips, dimension).
+        rows: float32 (dimension,) of each clip, mapped from disk: a corpus may have more of them than memory holds.
         teacher: the teacher's description, with its identity and the manifest's name.
         folder: where they are stored.
         heard_audio: SHA-256 of the audio files that the teacher was trained on; None where they are unknown, as those
@@ -63,16 +63,25 @@ class Embeddings:
 
     keys: tuple[str, ...]
     contents: tuple[str, ...]
-    vectors: FloatArray
+    rows: tuple[FloatArray, ...]
     teacher: dict[str, Any]
     folder: Path
     heard_audio: frozenset[str] | None = None
 
+    @property
+    def vectors(self) -> FloatArray:
+        """All vectors in memory, float32 (clips, dimension)."""
+        return np.stack(self.rows)
+
     def of(self, manifest: Manifest) -> FloatArray:
+        """Return the vectors of a manifest's clips in memory, float32 (clips, dimension); see :meth:`rows_of`."""
+        return np.stack(self.rows_of(manifest))
+
+    def rows_of(self, manifest: Manifest) -> list[FloatArray]:
         """Return the vectors of a manifest's clips, found by what the clips hold.
 
         Returns:
-            float32 (clips, dimension), in the order of ``manifest.clips``.
+            float32 (dimension,) of each clip, mapped from disk, in the order of ``manifest.clips``.
 
         Raises:
             UsageError: a clip that was not embedded, or whose audio is another by now.
@@ -88,8 +97,8 @@ class Embeddings:
                     f"{self.folder}: no embedding of {clip.key!r}, {reason}; "
                     f"run sertool embed on {manifest.path} with --output {self.folder}"
                 )
-            found.append(row)
-        return self.vectors[found]
+            found.append(self.rows[row])
+        return found
 
     def heard_speakers(self, manifest: Manifest) -> set[str]:
         """Return the speakers of a manifest whom the teacher is known to have been trained on.
@@ -188,8 +197,7 @@ def embed_manifest(manifest: Manifest, teacher: Teacher, folder: str | Path, pro
             write_json(folder / "heard.json", sorted(heard))
         _write_index(folder, contents)
     processes.barrier()  # the folder is whole for all
-    vectors = np.stack([store.vectors[content] for content in contents.values()])
-    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, heard)
+    return _embeddings(contents, store, facts, folder, heard)
 
 
 def _embed_clips(clips: Iterable[Clip], contents: dict[str, str], teacher: Teacher, store: _VectorStore) -> list[str]:
@@ -224,23 +232,30 @@ def load_embeddings(folder: str | Path) -> Embeddings:
     lost = [key for key, content in contents.items() if content not in store.vectors]
     if lost:
         raise SerError(f"{folder}: the vectors of {lost[0]!r} are gone; run: sertool embed")
-    vectors = np.stack([store.vectors[content] for content in contents.values()])
-    return Embeddings(tuple(contents), tuple(contents.values()), vectors, facts, folder, _read_heard(folder))
+    return _embeddings(contents, store, facts, folder, _read_heard(folder))
+
+
+def _embeddings(
+    contents: dict[str, str], store: _VectorStore, facts: dict[str, Any], folder: Path, heard: frozenset[str] | None
+) -> Embeddings:
+    rows = tuple(store.vectors[content] for content in contents.values())
+    return Embeddings(tuple(contents), tuple(contents.values()), rows, facts, folder, heard)
 
 
 class _VectorStore:
     """The vector files of a folder.
 
     Attributes:
-        vectors: float32 (dimension,) by clip content.
+        vectors: float32 (dimension,) by clip content, mapped from disk once they are stored.
     """
 
     def __init__(self, folder: Path, dimension: int) -> None:
         self._folder = folder
+        self._dimension = dimension
         self._unsaved: list[str] = []
         self.vectors: dict[str, FloatArray] = {}
         for path in sorted(folder.glob(VECTOR_FILES)):
-            self.vectors |= _read_vectors(path, dimension)
+            self.vectors |= _map_vectors(path, dimension)
 
     def add(self, content: str, vector: FloatArray) -> None:
         self.vectors[content] = vector
@@ -257,19 +272,29 @@ class _VectorStore:
             "contents": np.frombuffer(contents, np.uint8).reshape(-1, hashlib.sha256().digest_size),
             "vectors": np.stack([self.vectors[content] for content in self._unsaved]),
         }
-        name = f"vectors-{hashlib.sha256(contents).hexdigest()[:16]}.safetensors"
-        with atomic_path(self._folder / name) as temporary:
+        path = self._folder / f"vectors-{hashlib.sha256(contents).hexdigest()[:16]}.safetensors"
+        with atomic_path(path) as temporary:
             temporary.write_bytes(safetensors.numpy.save(tensors))
+        self.vectors |= _map_vectors(path, self._dimension)
         self._unsaved.clear()
 
 
-def _read_vectors(path: Path, dimension: int) -> dict[str, FloatArray]:
+def _map_vectors(path: Path, dimension: int) -> dict[str, FloatArray]:
+    """Return the vectors of a file by clip content, mapped from disk."""
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
-        contents, vectors = tensors["contents"], tensors["vectors"]
-        whole = vectors.shape == (len(contents), dimension) and np.isfinite(vectors).all()
-    except (SafetensorError, KeyError, TypeError) as error:
+        with safe_open(path, framework="numpy") as file:
+            contents = file.get_tensor("contents")
+            stored = file.get_slice("vectors")
+            whole = stored.get_dtype() == "F32" and stored.get_shape() == [len(contents), dimension]
+    except (SafetensorError, TypeError) as error:
         raise SerError(f"{path}: damaged; delete this file and run sertool embed again") from error
+    if whole:
+        # The library checked the file's header, but has no call that maps an array for numpy.
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            first = json.loads(raw.read(length))["vectors"]["data_offsets"][0]
+        vectors = np.asarray(np.memmap(path, np.float32, "r", 8 + length + first, (len(contents), dimension)))
+        whole = bool(np.isfinite(vectors).all())
     if not whole:
         raise SerError(f"{path}: not {dimension} numbers a clip; delete this file and run sertool embed again")
     return {content.tobytes().hex(): vector for content, vector in zip(contents, vectors, strict=True)}
