@@ -115,9 +115,8 @@ def test_a_run_in_several_processes_is_that_of_one_also_when_it_lost_one_and_goe
             assert command.poll() is None
             time.sleep(0.01)
         os.kill(workers(command)[1], signal.SIGKILL)
-        began = time.monotonic()
-        _, err = command.communicate(timeout=LIMIT_S)
-        assert command.returncode == 1 and time.monotonic() - began < 20
+        _, err = command.communicate(timeout=LIMIT_S)  # far less than gloo waits for a process that is gone
+        assert command.returncode == 1, err
     # Where torchrun has not ended the other one first, that says so.
     lines = [line for line in err.splitlines() if line.startswith("sertool: ")]
     assert all("another process of this command has ended" in line for line in lines)
