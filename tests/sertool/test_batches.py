@@ -17,6 +17,7 @@ from sertool.batches import Choices, Excerpts, Windows, hear_in_turn, padded
 from sertool.corpora.manifest import load_manifest
 from sertool.features import ClipFrames, cache_folder, log_mel_clips, measure_normalization
 from sertool.networks import TimeReach, build_network
+from sertool.recipe import Augmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,9 +35,9 @@ def clips() -> ClipFrames:
 
 
 def excerpts(clips: ClipFrames, normalization: Normalization, excerpt: int = 32, **options: Any) -> Excerpts:
-    settings = {"stride": 16, "noise": 0.0, "newcomers": 0.0, "device": CPU} | options
-    choices = settings.pop("choices", Choices([normalization] * len(clips)))
-    return Excerpts(clips, SPEAKERS, normalization, choices, excerpt=excerpt, **settings)
+    choices = options.pop("choices", Choices([normalization] * len(clips)))
+    augmentation = Augmentation(excerpt_frames=excerpt, **options)
+    return Excerpts(clips, SPEAKERS, normalization, choices, augmentation, stride=16, device=CPU)
 
 
 def test_an_excerpt_is_a_stretch_of_the_normalised_clip_with_zeros_after(clips: ClipFrames) -> None:
@@ -104,6 +105,35 @@ def test_a_share_of_the_excerpts_is_heard_in_noise_and_no_clip_is_changed(clips:
             assert not inputs[row, len(clip) :].any()
     assert 0.2 < np.mean(noisy) < 0.4
     assert np.array_equal(clips.frames, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heard_in"), [("room", "sertool.batches.in_random_room"), ("band", "sertool.batches.in_random_band")]
+)
+def test_a_share_of_the_excerpts_is_heard_in_rooms_or_over_lines(
+    clips: ClipFrames, kind: str, heard_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heard_in, lambda excerpt, *_: excerpt - 7)
+    source, random = excerpts(clips, CONSTANT, 90, **{kind: 0.3}), np.random.default_rng(4)
+    changed = []
+    for _ in range(100):
+        inputs = source.batch(torch.arange(len(clips)), random).inputs[:, 0].numpy()
+        for row, clip in enumerate(clips):
+            softer = np.array_equal(inputs[row, : len(clip)], CONSTANT.apply(clip - 7))
+            assert softer or np.array_equal(inputs[row, : len(clip)], CONSTANT.apply(clip))
+            changed.append(softer)
+    assert 0.2 < np.mean(changed) < 0.4
+
+
+def test_excerpts_are_of_all_lengths_between_the_shortest_and_the_longest(clips: ClipFrames) -> None:
+    source, random = excerpts(clips, CONSTANT, 48, shortest_frames=20), np.random.default_rng(0)
+    whole, lengths, ends = CONSTANT.apply(clips[1]), [], []
+    for _ in range(300):
+        excerpt = source.batch(torch.tensor([1]), random).inputs[0, 0].numpy()
+        (at,) = [at for at in range(91 - len(excerpt)) if np.array_equal(whole[at : at + len(excerpt)], excerpt)]
+        lengths.append(len(excerpt))
+        ends.append(at + len(excerpt))
+    assert set(lengths) == set(range(20, 49)) and max(ends) == 90
 
 
 def test_clips_in_turn_are_what_the_device_makes_of_a_speaker_who_says_them_one_after_the_other(

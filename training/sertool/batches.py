@@ -13,13 +13,14 @@ from torch import Tensor
 
 from edge_runtime.errors import UsageError, nearest
 from edge_runtime.frontend import FloatArray, FrontEnd, Normalization, RunningNormalizer
+from sertool.channel import in_random_band, in_random_room
 from sertool.corpora.join import corpus_of
 from sertool.corpora.manifest import Manifest
 from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows, measure_normalization
 from sertool.networks import Student, TimeReach, time_reach
 from sertool.noise import in_random_noise
 from sertool.personal import personal_constants
-from sertool.recipe import Normalizing, Recipe
+from sertool.recipe import Augmentation, Normalizing, Recipe
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def training_inputs(
         UsageError: the network's context has no end, see :func:`sertool.networks.time_reach`, or no clip has the label
             of calm speech.
     """
-    front_end, excerpt = FrontEnd(), recipe.augmentation.excerpt_frames
+    front_end = FrontEnd()
     if recipe.data.clips == "once":
         stride = time_reach(network).stride
         clips = log_mel_clips(manifest, front_end, stride, on_features).take(rows)
@@ -85,10 +86,8 @@ def training_inputs(
             speakers,
             normalization,
             choices,
+            recipe.augmentation,
             stride=stride,
-            excerpt=excerpt,
-            noise=recipe.augmentation.noise,
-            newcomers=recipe.augmentation.newcomers,
             device=device,
         )
         return inputs, normalization
@@ -96,6 +95,7 @@ def training_inputs(
     reach = time_reach(network) if context else TimeReach(stride=1, context=0)
     windows = log_mel_windows(manifest, front_end, recipe.data.window_samples, on_features, reach.context)
     normalization = given or measure_normalization(ClipFrames.of_windows(windows, reach.context).take(rows))
+    excerpt = recipe.augmentation.excerpt_frames
     return Windows(windows, rows, reach, normalization, context=context, excerpt=excerpt, device=device), normalization
 
 
@@ -226,10 +226,8 @@ class Excerpts:
         speakers: of each clip.
         normalization: constant or running.
         choices: where it is constant, by what constants each clip may be normalised.
+        augmentation: how long excerpts are, and how they are heard.
         stride: frames a feature of the network.
-        excerpt: frames of an excerpt, at most; 0 for the longest clip's.
-        noise: share of the excerpts that are heard in noise, where the normalisation is constant.
-        newcomers: share of the clips before which the speaker is forgotten.
         device: where the batches are needed.
     """
 
@@ -239,21 +237,19 @@ class Excerpts:
         speakers: Sequence[str],
         normalization: Normalization,
         choices: Choices,
+        augmentation: Augmentation,
         *,
         stride: int,
-        excerpt: int,
-        noise: float,
-        newcomers: float,
         device: torch.device,
     ) -> None:
         self._clips = clips
         self._normalization = normalization
         self._stride = stride
-        self._noise = noise
-        self._newcomers = newcomers
+        self._augmentation = augmentation
         self._device = device
         # Below one stride there is no feature.
-        self._excerpt = max(stride, min(excerpt or clips.longest, clips.longest))
+        self._longest = max(stride, min(augmentation.excerpt_frames or clips.longest, clips.longest))
+        self._shortest = max(stride, min(augmentation.shortest_frames or self._longest, self._longest))
         self._speakers = speakers
         self._choices = choices
         # What decides how clips are normalised in an epoch: who was heard before, or constants.
@@ -264,29 +260,36 @@ class Excerpts:
         """Hear every speaker's clips in another order, or normalise others by their speaker's own constants."""
         if self._normalization.runs:
             self._in_turn = hear_in_turn(
-                self._clips, self._speakers, self._normalization, random, newcomers=self._newcomers
+                self._clips, self._speakers, self._normalization, random, newcomers=self._augmentation.newcomers
             )
         else:
             self._constants = self._choices.draw(random)
 
     def batch(self, rows: Tensor, random: np.random.Generator) -> Batch:
         """Return excerpts; see :class:`Inputs`."""
-        last = [max(0, len(self._clips[row]) - self._excerpt) for row in rows.tolist()]
-        first = [int(random.integers(0, most + 1)) for most in last]
-        inputs, frames = padded(
-            [self._normalized(row, at, random) for row, at in zip(rows.tolist(), first, strict=True)]
-        )
+        inputs, frames = padded([self._normalized(row, self._excerpt(row, random), random) for row in rows.tolist()])
         features = torch.from_numpy(frames // self._stride).clamp(min=1)
         return Batch(torch.from_numpy(inputs)[:, None].to(self._device), features=features.to(self._device))
 
-    def _normalized(self, row: int, first: int, random: np.random.Generator) -> FloatArray:
-        """Return the excerpt of a clip that begins with frame ``first``."""
-        frames = slice(first, first + self._excerpt)
+    def _excerpt(self, row: int, random: np.random.Generator) -> slice:
+        """Draw the frames of an excerpt of a clip."""
+        frames = self._longest
+        if self._shortest < self._longest:
+            frames = int(random.integers(self._shortest, self._longest, endpoint=True))
+        first = int(random.integers(0, max(0, len(self._clips[row]) - frames), endpoint=True))
+        return slice(first, first + frames)
+
+    def _normalized(self, row: int, frames: slice, random: np.random.Generator) -> FloatArray:
+        """Return an excerpt of a clip as it is heard, in the order in which sound passes rooms, noise and lines."""
         if self._normalization.runs:
             return self._in_turn[row][frames]
-        excerpt = self._clips[row][frames]
-        if self._noise and random.random() < self._noise:
+        excerpt, heard = self._clips[row][frames], self._augmentation
+        if heard.room and random.random() < heard.room:
+            excerpt = in_random_room(excerpt, FrontEnd(), random)
+        if heard.noise and random.random() < heard.noise:
             excerpt = in_random_noise(excerpt, self._clips, FrontEnd(), random)
+        if heard.band and random.random() < heard.band:
+            excerpt = in_random_band(excerpt, FrontEnd(), random)
         return self._constants[row].apply(excerpt)
 
 

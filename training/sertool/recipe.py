@@ -122,6 +122,9 @@ class Augmentation(Section):
     excerpt_frames: int = Field(
         0, ge=0, le=3750, description="train on random excerpts of so many frames (192 = 3 s); 0: on all of a window"
     )
+    shortest_frames: int = Field(
+        0, ge=0, le=3750, description="excerpts are from so many frames to excerpt_frames long; 0: all equally long"
+    )
     masks: int = Field(0, ge=0, le=10, description="stripes hidden in frequency, and as many in time (SpecAugment)")
     mask_bands: int = Field(8, ge=0, le=64, description="a stripe hides at most so many mel bands")
     mask_frames: int = Field(24, ge=0, le=3750, description="a stripe hides at most so many frames")
@@ -141,6 +144,16 @@ class Augmentation(Section):
     )
     noise: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard in hiss or babble"
+    )
+    room: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard with a room's echo"
+    )
+    band: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the excerpts that are heard over a narrow line, as of a telephone, a headset or a codec",
     )
     loudness: float = Field(
         0.0,
@@ -455,11 +468,20 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         "normalization.personal": normalization.personal > 0,
         "normalization.by": normalization.by == "corpus",
         "augmentation.noise": augmentation.noise > 0,
+        "augmentation.room": augmentation.room > 0,
+        "augmentation.band": augmentation.band > 0,
         "augmentation.loudness": augmentation.loudness > 0,
     }
     for key, wanted in constants.items():
         if wanted and (recipe.data.clips != "once" or normalization.kind != "constant"):
             raise UsageError(f"{where}: {key} needs data.clips = 'once' and normalization.kind = 'constant'")
+    if augmentation.shortest_frames and recipe.data.clips != "once":
+        raise UsageError(f"{where}: augmentation.shortest_frames needs data.clips = 'once'")
+    if augmentation.shortest_frames > augmentation.excerpt_frames > 0:
+        raise UsageError(
+            f"{where}: augmentation.shortest_frames = {augmentation.shortest_frames}: must be at most excerpt_frames, "
+            f"{augmentation.excerpt_frames}"
+        )
     if training.quantization_aware and training.precision == "bf16":
         raise UsageError(f"{where}: training.precision = 'bf16' is coarser than int8; quantization_aware needs 'fp32'")
     _check_distillation(recipe, where)
