@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_run_in_several_processes_is_that_of_one_also_when_it_lost_one_and_goe
     assert_close(several, one, 1e-4)
 
     code, out, err = run_in(3, "train", file, "-o", run)
-    assert (code, out) == (0, f"{run}: trained; now run: sertool evaluate {run}\n")
+    assert (code, out) == (0, f"{run}: trained; now run: sertool evaluate {run}\n"), err
     first, last = [line for line in err.splitlines() if line.startswith(f"{run}: ")]
     assert first.endswith(f"resnet9 on cpu in fp32, 3 processes; goes on after epoch {epochs}")
     assert last.startswith(f"{run}: epoch 4/4, ")
@@ -141,6 +142,43 @@ def test_a_run_in_several_processes_is_that_of_one_also_when_it_lost_one_and_goe
     np.testing.assert_allclose(history(run), history(tmp_path / "one"), rtol=0, atol=1e-6)
     one, several = (tensors(folder / "checkpoint.safetensors") for folder in (tmp_path / "one", run))
     assert_close(several, one, 0.02)  # of a bias that has hardly left 0
+
+
+TRAIN_AND_COUNT_THREADS = """
+import sys, time
+from contextlib import suppress
+from pathlib import Path
+from sertool import processes
+from sertool.fit import fit
+from sertool.recipe import load_recipe
+
+def threads():
+    names = ""
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            names += path.read_text()
+    return names.count("gloo")
+
+processes.start()
+processes.total(1)
+during = threads()
+fit(load_recipe(sys.argv[1]), Path(sys.argv[2]))
+processes.end()
+deadline = time.monotonic() + 5
+while threads() and time.monotonic() < deadline:  # the system may take a moment longer
+    time.sleep(0.01)
+print(during > 0, threads())
+"""
+
+
+def test_a_process_that_leaves_the_others_keeps_no_thread_for_them(tones: Any, tmp_path: Path) -> None:
+    # A thread that is left now and then ends the interpreter by an abort, and so a training that is complete by exit 1.
+    file = write(tones.recipe(network__width=0.125, training__epochs=1), tmp_path)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    command = [sys.executable, "-c", TRAIN_AND_COUNT_THREADS, str(file), str(tmp_path / "run")]
+    environment = {**os.environ, **alone, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "True 0\n"), result.stderr
 
 
 def test_what_fails_in_one_process_ends_all_with_one_line(own_tones: Any, tmp_path: Path, run_in: Any) -> None:

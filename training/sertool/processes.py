@@ -19,6 +19,10 @@ from functools import cache
 from typing import Any
 
 import torch
+
+# Before there is a group. Imported later, as an optimizer does, its functions keep the group as a default argument and
+# so its threads beyond end(), where the interpreter's end now and then aborts the process.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
