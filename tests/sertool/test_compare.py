@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_1samp, ttest_ind
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 import sertool.compare
 from edge_runtime.errors import UsageError
-from sertool.compare import Answers, RunSet, compare, load_set, mcnemar, z_test
+from sertool.compare import Answers, RunSet, compare, load_set, mcnemar, seed_interval, z_test
 from sertool.evaluate import Predictions, pool, save_evaluation
 from sertool.run import RunError
 
@@ -134,7 +134,7 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(monkeypatch
 def test_a_set_does_not_differ_from_itself() -> None:
     row = difference(make_set("a", 0.5, 0, 1), make_set("a", 0.5, 0, 1))
     for metric in ("uar", "accuracy"):
-        assert row[metric] == {"difference": 0.0, "interval": [0.0, 0.0]}
+        assert row[metric] == {"difference": 0.0, "interval": [0.0, 0.0], "seed_interval": [0.0, 0.0]}
     assert row["z_test"] == {"z": 0.0, "p": 0.5}
     assert [pair["p"] for pair in row["mcnemar"]["pairs"]][::3] == [1.0, 1.0]  # each seed with itself
 
@@ -146,6 +146,8 @@ def test_swapping_flips_every_sign() -> None:
         assert there[metric]["difference"] == -back[metric]["difference"] != 0
         low, high = back[metric]["interval"]
         assert there[metric]["interval"] == pytest.approx([-high, -low])
+        low, high = back[metric]["seed_interval"]
+        assert there[metric]["seed_interval"] == pytest.approx([-high, -low])
     assert there["z_test"]["z"] == -back["z_test"]["z"]
     assert there["z_test"]["p"] == pytest.approx(1 - back["z_test"]["p"])
     assert there["mcnemar"]["p"] == pytest.approx(back["mcnemar"]["p"])
@@ -156,6 +158,33 @@ def test_pairing_narrows_the_interval_of_runs_that_find_the_same_speakers_hard()
     comparison = compare([baseline, candidate])
     unpaired = math.hypot(*(width(runs["uar"]["interval"]) for runs in comparison["sets"]))
     assert width(comparison["differences"][0]["uar"]["interval"]) < 0.8 * unpaired
+
+
+def test_the_interval_over_seeds_is_that_of_scipy() -> None:
+    baseline, other = np.array([0.694, 0.664, 0.567]), np.array([0.710, 0.679, 0.636, 0.701])
+    expected = ttest_ind(other, baseline, equal_var=False).confidence_interval()
+    assert seed_interval(baseline, other) == pytest.approx(list(expected))
+    expected = ttest_1samp(other[:3] - baseline, 0).confidence_interval()
+    assert seed_interval(baseline, other[:3], paired=True) == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_interval_over_seeds_covers_the_true_difference_as_often_as_it_says(paired: bool) -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        baseline = rng.normal(0.6, 0.02, 3)
+        other = baseline + rng.normal(0.03, 0.01, 3) if paired else rng.normal(0.63, 0.01, 3)
+        low, high = seed_interval(baseline, other, paired=paired) or (0.0, 0.0)
+        covered += low <= 0.03 <= high
+    assert 0.93 <= covered / 1000 <= 0.97  # Welch's is a little narrow for three seeds
+
+
+def test_what_differs_in_no_seed_has_an_interval_without_width() -> None:
+    assert seed_interval(np.array([0.5, 0.5]), np.array([0.75, 0.75, 0.75])) == [0.25, 0.25]
+    # One set varies, by 1 around 3: 2.5 ± t of two degrees of freedom, in the printed table, times its standard error.
+    found = seed_interval(np.array([0.5, 0.5]), np.array([2.0, 3.0, 4.0]))
+    assert found == pytest.approx([2.5 - 4.303 / math.sqrt(3), 2.5 + 4.303 / math.sqrt(3)], abs=1e-3)
 
 
 def test_the_same_runs_give_the_same_numbers_whatever_stands_beside_them() -> None:
@@ -170,7 +199,8 @@ def test_one_speaker_has_no_interval_and_one_seed_no_spread() -> None:
     comparison = compare([make_set("a", 0.4, 0, speakers=1), make_set("b", 0.6, 1, speakers=1)])
     score = comparison["sets"][0]["uar"]
     assert (score["interval"], score["seed_deviation"], score["fold_deviation"]) == (None, None, None)
-    assert comparison["differences"][0]["uar"]["interval"] is None
+    difference = comparison["differences"][0]["uar"]
+    assert (difference["interval"], difference["seed_interval"]) == (None, None)
     json.dumps(comparison, allow_nan=False)
 
 
@@ -343,6 +373,8 @@ def test_what_calibration_changes_is_a_set_of_its_own(runs: Path) -> None:
     assert after.scores["uar"].mean == pytest.approx(entry["uar"]) != before.scores["uar"].mean
     (difference,) = compare([before, after])["differences"]
     assert difference["uar"]["difference"] == pytest.approx(after.scores["uar"].mean - before.scores["uar"].mean)
+    scores = (before.scores["uar"].by_seed, after.scores["uar"].by_seed)
+    assert difference["uar"]["seed_interval"] == seed_interval(*scores, paired=True)  # the same weights
     with pytest.raises(UsageError, match=r"base-2: .*; run: sertool evaluate .*base-2 --calibrated$"):
         load_set(f"{runs}/base-*@calibrated")
     with pytest.raises(UsageError, match="'calibratd' is unknown; did you mean 'calibrated'"):
@@ -499,8 +531,9 @@ def test_the_tables_fit_eighty_columns(
     assert lines[:2] == ["48 test clips of 4 speakers, split 0123", "1: never-* (seeds: 2, folds: 2)"]
     cells = [line.split() for line in lines]
     assert ["2", "UAR", "100.0%", "100.0", "to", "100.0", *2 * ["100.0%", "±", "0.0"]] in cells
-    assert ["2", "UAR", "+100.0", "+100.0", "to", "+100.0", "z-test,", "z", "=", "9.80", "<0.001"] in cells
-    assert ["2", "accuracy", "+100.0", "+100.0", "to", "+100.0", "McNemar,", "4", "pairs", "<0.001"] in cells
+    assert ["2", "UAR", "+100.0", "+100.0", "to", "+100.0", "±", "0.0", "z-test,", "9.80", "<0.001"] in cells
+    found = ["2", "accuracy", "+100.0", "+100.0", "to", "+100.0", "±", "0.0", "McNemar,", "4", "pairs", "<0.001"]
+    assert found in cells
 
 
 def test_the_table_of_single_runs_counts_the_clips_one_alone_gets_right(

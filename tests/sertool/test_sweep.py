@@ -297,6 +297,7 @@ def test_the_tables_say_what_compare_says(sertool: Command, swept: Path) -> None
     with (swept / "tables" / "table-3.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[1]["uar_difference_low"]) == difference["uar"]["interval"][0]
+    assert float(rows[1]["uar_difference_seeds_high"]) == difference["uar"]["seed_interval"][1]
     assert float(rows[1]["z_test_p"]) == difference["z_test"]["p"]
     assert float(rows[1]["mcnemar_p"]) == difference["mcnemar"]["p"]
     text = (swept / "tables" / "results.md").read_text()
