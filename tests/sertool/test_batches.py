@@ -107,13 +107,11 @@ def test_a_share_of_the_excerpts_is_heard_in_noise_and_no_clip_is_changed(clips:
     assert np.array_equal(clips.frames, before)
 
 
-@pytest.mark.parametrize(
-    ("kind", "heard_in"), [("room", "sertool.batches.in_random_room"), ("band", "sertool.batches.in_random_band")]
-)
-def test_a_share_of_the_excerpts_is_heard_in_rooms_or_over_lines(
-    clips: ClipFrames, kind: str, heard_in: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["music", "room", "band"])
+def test_a_share_of_the_excerpts_is_heard_beside_music_in_rooms_or_over_lines(
+    clips: ClipFrames, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heard_in, lambda excerpt, *_: excerpt - 7)
+    monkeypatch.setattr(f"sertool.batches.in_random_{kind}", lambda excerpt, *_: excerpt - 7)
     source, random = excerpts(clips, CONSTANT, 90, **{kind: 0.3}), np.random.default_rng(4)
     changed = []
     for _ in range(100):

@@ -18,7 +18,7 @@ from sertool.corpora.join import corpus_of
 from sertool.corpora.manifest import Manifest
 from sertool.features import ClipFrames, Progress, log_mel_clips, log_mel_windows, measure_normalization
 from sertool.networks import Student, TimeReach, time_reach
-from sertool.noise import in_random_noise
+from sertool.noise import in_random_music, in_random_noise
 from sertool.personal import personal_constants
 from sertool.recipe import Augmentation, Normalizing, Recipe
 
@@ -288,6 +288,8 @@ class Excerpts:
             excerpt = in_random_room(excerpt, FrontEnd(), random)
         if heard.noise and random.random() < heard.noise:
             excerpt = in_random_noise(excerpt, self._clips, FrontEnd(), random)
+        if heard.music and random.random() < heard.music:
+            excerpt = in_random_music(excerpt, FrontEnd(), random)
         if heard.band and random.random() < heard.band:
             excerpt = in_random_band(excerpt, FrontEnd(), random)
         return self._constants[row].apply(excerpt)

@@ -145,6 +145,9 @@ class Augmentation(Section):
     noise: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard in hiss or babble"
     )
+    music: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard beside music"
+    )
     room: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False, description="share of the excerpts that are heard with a room's echo"
     )
@@ -468,6 +471,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         "normalization.personal": normalization.personal > 0,
         "normalization.by": normalization.by == "corpus",
         "augmentation.noise": augmentation.noise > 0,
+        "augmentation.music": augmentation.music > 0,
         "augmentation.room": augmentation.room > 0,
         "augmentation.band": augmentation.band > 0,
         "augmentation.loudness": augmentation.loudness > 0,
