@@ -159,15 +159,18 @@ def threads():
             names += path.read_text()
     return names.count("gloo")
 
+def wait_for(some):  # a thread takes its name, and the system its leave, a moment later
+    deadline = time.monotonic() + 10
+    while bool(threads()) != some and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return threads()
+
 processes.start()
 processes.total(1)
-during = threads()
+during = wait_for(True)
 fit(load_recipe(sys.argv[1]), Path(sys.argv[2]))
 processes.end()
-deadline = time.monotonic() + 5
-while threads() and time.monotonic() < deadline:  # the system may take a moment longer
-    time.sleep(0.01)
-print(during > 0, threads())
+print(during > 0, wait_for(False))
 """
 
 

@@ -11,7 +11,6 @@ from rich.table import Table
 from edge_runtime.errors import UsageError
 from sertool.cli.console import OUTPUT, print_json
 from sertool.cli.evaluate import describe_folds
-from sertool.compare import half_width
 
 METRICS = {"uar": "UAR", "accuracy": "accuracy"}
 NOTES = """\
@@ -100,6 +99,8 @@ def _table_of_sets(sets: list[dict[str, Any]]) -> Table:
 
 
 def _table_of_differences(differences: list[dict[str, Any]]) -> Table:
+    from sertool.compare import half_width
+
     table = _empty_table("set", "", "minus 1", "95 % interval", "seeds", "test", "p")
     for number, row in enumerate(differences, start=2):
         z_test, mcnemar = row["z_test"], row["mcnemar"]
